@@ -1,0 +1,55 @@
+# Every target makes or reuses .venv by itself.
+#     make                       what there is
+#     make figures PROFILE=quick JOBS=2
+
+PROFILE = quick
+JOBS =
+PYTHON3 = python3
+BIN = .venv/bin
+INSTALLED = .venv/.installed
+BATCH = $(BIN)/python -m mtprune_utils.batch
+# One thread: results differ in the last digits between one thread and two.
+export OMP_NUM_THREADS = 1
+export MKL_NUM_THREADS = 1
+
+.DEFAULT_GOAL = help
+.PHONY: help figures smoke test notebooks lab rooms clean distclean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
+	@$(BATCH) figures --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+
+smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
+	@$(BATCH) figures --profile smoke $(if $(JOBS),--jobs $(JOBS))
+
+test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
+	$(BIN)/python -m pytest tests
+	rm -rf runs/smoke figures/smoke
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+
+notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
+	@$(BATCH) refresh
+
+lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
+	$(BIN)/jupyter lab --ip=localhost notebooks
+
+rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
+	$(BIN)/python -m mtprune_utils.data.render_rooms --out mtprune_utils/data/rooms_v1
+
+clean:  ## remove the runs and caches (figures stay, except the smoke profile's)
+	rm -rf runs figures/smoke .snakemake .pytest_cache
+	find mtprune_utils notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+distclean: clean  ## the same, and .venv
+	rm -rf .venv
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, this is $$($(PYTHON3) --version 2>&1): make PYTHON3=python3.11 ..."; exit 1; }
+	@echo "Installing into .venv (about 6 GB, some minutes) ..."
+	@test -x $(BIN)/python || $(PYTHON3) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

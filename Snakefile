@@ -1,0 +1,148 @@
+# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, rank) -> figures.
+# Each job executes one notebook. Usually started by `make figures`; by hand, or on a cluster:
+#     snakemake --cores 2 --rerun-triggers mtime params input --config profile=quick
+#
+# A run folder's name carries a hash of every number that its results depend on, so a changed number makes a new run.
+# What is left to track is the code: the param `code`. The notebook's arguments come from a function of the output,
+# which Snakemake does not track: a number that a stage does not use must not re-train it.
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from mtprune_utils.batch import notebook_digest, tell, visible_gpus
+from mtprune_utils.profiles import get_profile
+from mtprune_utils.runs import Experiment, code_digest
+
+OVERRIDES = config.get("overrides", {})  # of numbers in the profile
+SHARED = {
+    "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")), "overrides": OVERRIDES,
+    "data": config.get("data", "rooms"), "root": str(config.get("root") or ""),
+}
+PROFILE = get_profile(SHARED["profile"], OVERRIDES)
+EXPERIMENT = Experiment(PROFILE, SHARED["data"], SHARED["root"], Path(SHARED["runs"]))
+RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
+RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
+FIGURES_FOLDER = str(config.get("figures", "figures"))
+
+STAGE_NOTEBOOKS = {
+    "dense": "notebooks/01_train_dense.ipynb",
+    "prune": "notebooks/02_prune_iteratively.ipynb",
+    "retrain": "notebooks/03_retrain_from_scratch.ipynb",
+}
+FIGURES = {  # figure: its notebook, the stages that it shows
+    "fig1_iterative_pruning": ("notebooks/04_plot_fig1_iterative_pruning.ipynb", ("dense", "prune")),
+    "fig2_layer_widths": ("notebooks/05_plot_fig2_layer_widths.ipynb", ("dense", "prune")),
+    "fig3_retrained_from_scratch": (
+        "notebooks/06_plot_fig3_retrained_from_scratch.ipynb", ("dense", "prune", "retrain"),
+    ),
+}
+STAGE_FILES = {  # done.json is written last, and makes a run count as finished
+    "dense": ("evaluations.csv", "curve.csv", "trivial.csv", "model.safetensors", "done.json"),
+    "prune": ("evaluations.csv", "layers.csv", "model.safetensors", "done.json"),
+    "retrain": ("evaluations.csv", "curve.csv", "model.safetensors", "done.json"),
+}
+FIGURE_FILES = [f"{FIGURES_FOLDER}/{PROFILE.name}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
+RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
+    f"exec {shlex.quote(sys.executable)} -m mtprune_utils.batch notebook "
+    "{params.notebook} {log:q} --expect {output:q} {params.arguments}"
+)
+
+
+def run_files(run):
+    return [f"{RUNS_FOLDER}/{run.stage}/{run.name}/{file}" for file in STAGE_FILES[run.stage]]
+
+
+def cell(run):
+    """What names a run within its stage, as its notebook's parameters."""
+    values = {"criterion": run.criterion, "seed": run.seed, "rank": run.rank}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def job_name(run):
+    words = [f"{value}" if name == "criterion" else f"{name} {value}" for name, value in cell(run).items()]
+    return " ".join([run.stage, *words])
+
+
+def arguments(job, parameters):
+    values = [word for name, value in parameters.items() for word in ("-p", name, json.dumps(value))]
+    return shlex.join(["--job", job, *values])
+
+
+def upstream(stage):
+    return lambda wildcards: [file for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)]
+
+
+def stage_arguments(stage):
+    def of(wildcards, output):
+        run = RUNS[f"{stage}/{wildcards.name}"]
+        return arguments(job_name(run), {**SHARED, **cell(run)})
+
+    return of
+
+
+def figure_inputs(wildcards):
+    return [file for run in RUNS.values() if run.stage in FIGURES[wildcards.figure][1] for file in run_files(run)]
+
+
+def figure_arguments(wildcards, output):
+    return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
+
+
+def figure_code(wildcards):
+    return code_digest("figure") + notebook_digest(FIGURES[wildcards.figure][0])
+
+
+tell(
+    "batch", "grid",
+    jobs=[job_name(run) for run in RUNS.values()] + [f"figure {figure}" for figure in FIGURES],
+    figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
+)
+
+
+wildcard_constraints:
+    name="[^/]+",
+    figure="|".join(FIGURES),
+
+
+rule all:
+    input:
+        [run_files(run) for run in RUNS.values()],
+        expand(FIGURE_FILES, figure=FIGURES),
+
+
+for stage, notebook in STAGE_NOTEBOOKS.items():
+
+    rule:
+        name:
+            stage
+        input:
+            upstream(stage),
+        output:
+            [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
+        log:
+            f"{RUNS_FOLDER}/{stage}/{{name}}/notebook.ipynb",
+        params:
+            code=code_digest(stage) + notebook_digest(notebook),
+            notebook=notebook,
+            arguments=stage_arguments(stage),
+        resources:
+            gpu=1 if visible_gpus() else 0,
+        shell:
+            RUN
+
+
+rule figure:
+    input:
+        figure_inputs,
+    output:
+        FIGURE_FILES,
+    log:
+        f"{RUNS_FOLDER}/figures/{{figure}}.ipynb",
+    params:
+        code=figure_code,
+        notebook=lambda wildcards: FIGURES[wildcards.figure][0],
+        arguments=figure_arguments,
+    shell:
+        RUN

@@ -1,0 +1,479 @@
+"""The batch: one notebook executed so that its success can be believed, and every figure of a profile in one command.
+
+    python -m mtprune_utils.batch notebook NOTEBOOK OUTPUT -p NAME VALUE ...
+    python -m mtprune_utils.batch figures --profile quick
+    python -m mtprune_utils.batch refresh
+
+`figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job. Only the standard library is
+imported at the top: the runner of a job waits for its kernel and needs no torch.
+"""
+
+import argparse
+import ast
+import contextlib
+import csv
+import ctypes
+import difflib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+NOTEBOOKS = REPOSITORY / "notebooks"
+STAGES = ("dense", "prune", "retrain", "figure")
+RETRIES = 1  # of a failed job
+RESUME = "Run the same command again to resume: what is finished stays finished."
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+EVENT = "mtprune: "  # begins the lines in which jobs tell the launcher what happens, among Snakemake's own
+
+
+class NotebookError(RuntimeError):
+    """A notebook did not run to its end. One line says why."""
+
+
+# --- the parameters of a notebook ---
+
+def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object, str]]:
+    """{name: (type, default, help)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(sources) != 1:
+        raise ValueError(f"{Path(notebook).name}: {len(sources)} cells are tagged 'parameters', there must be one")
+    parameters = {}
+    for node in ast.parse(sources[0]).body:
+        try:
+            line = sources[0].splitlines()[node.end_lineno - 1].encode()
+            comment = line[node.end_col_offset:].decode().strip().lstrip("# ")
+            parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value), comment)
+        except (AttributeError, KeyError, ValueError):
+            where = f"{Path(notebook).name}: {ast.unparse(node)}"
+            raise ValueError(f"{where}: a parameter must have the form 'name: type = literal'") from None
+    return parameters
+
+
+def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str, object]:
+    """The given values, whole numbers made float where float is declared.
+
+    Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and report success.
+    """
+    known = notebook_parameters(notebook)
+    checked = {}
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise ValueError(f"{Path(notebook).name} has no parameter {name!r}: {hint}")
+        declared = known[name][0]
+        if declared is float and type(value) is int:
+            value = float(value)
+        if type(value) is not declared:
+            raise ValueError(f"{Path(notebook).name}: {name!r} takes a {declared.__name__}, got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def notebook_digest(notebook: str | Path) -> str:
+    """A hash of the code cells' sources: text, outputs and metadata do not count."""
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+# --- one notebook ---
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=(), timeout: int | None = None):
+    """Run a notebook in the working directory; put it at `output` only if it ran to its end and left what it should.
+
+    Otherwise raise NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and an
+    older `output` stays untouched. timeout: seconds for one cell.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import, and jsonschema does without it
+    import nbformat
+    import papermill
+
+    notebook, output = Path(notebook), Path(output)
+    parameters = check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    scratch = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.ipynb")  # runs at the same time never share a file
+    try:
+        try:
+            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
+            executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, execution_timeout=timeout)
+            problem = _incomplete(executed, expected_files)
+        except Exception as error:
+            problem = _reason(error, timeout)
+        if scratch.exists():
+            executed = nbformat.read(scratch, as_version=4)
+            for key in ("input_path", "output_path"):  # paths on this machine
+                executed.metadata.get("papermill", {}).pop(key, None)
+            nbformat.write(executed, scratch)
+            os.replace(scratch, failed if problem else output)
+    finally:
+        scratch.unlink(missing_ok=True)
+    if problem:
+        raise NotebookError(f"{notebook.name}: {problem}")
+    failed.unlink(missing_ok=True)
+
+
+def _incomplete(executed, expected_files) -> str | None:
+    """What is missing from a run that papermill calls good."""
+    cells = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+    count = sum(cell.execution_count is not None for cell in cells)
+    if count < len(cells):
+        return f"it stopped early, only {count} of {len(cells)} code cells ran (sys.exit in a cell?)"
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"cell {cell.execution_count}: {output.ename}: {output.evalue}"
+    missing = [str(file) for file in expected_files if not Path(file).exists()]
+    return f"it ran to its end without writing {', '.join(missing)}" if missing else None
+
+
+def _reason(error: Exception, timeout: int | None) -> str:
+    """One line for what papermill raised."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, DeadKernelError):
+        return "its kernel died (killed, or out of memory?)"
+    if isinstance(error, CellTimeoutError):
+        return f"a cell took longer than {timeout} s"
+    if isinstance(error, PapermillExecutionError):
+        return textwrap.shorten(f"cell {error.exec_count}: {error.ename}: {error.evalue}", 300)
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+
+
+def end_with_parent(signum: int) -> None:
+    """Send this process a signal when its parent dies, even of kill -9 (Linux; the kernels look by themselves)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signum)  # 1: PR_SET_PDEATHSIG
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, found without importing torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(index) for index in range(len(re.findall(r"^GPU \d+:", listing, re.MULTILINE)))]
+
+
+@contextlib.contextmanager
+def one_gpu():
+    """Give this process a GPU of its own, waiting for a free one. Snakemake counts GPUs but does not say which."""
+    with contextlib.ExitStack() as stack:
+        locks = {}
+        for gpu in visible_gpus():
+            path = Path(tempfile.gettempdir(), f"mtprune-{os.getuid()}-gpu-{gpu}.lock")
+            locks[gpu] = stack.enter_context(path.open("w"))
+        while locks and not (free := next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)):
+            time.sleep(1)
+        if locks:
+            os.environ["CUDA_VISIBLE_DEVICES"] = free
+        yield
+
+
+def try_lock(file) -> bool:
+    """Lock an open file for as long as it is open; False if another process has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def run_notebook(notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None) -> int:
+    """Execute one notebook, on one thread (results differ in the last digits between one thread and two).
+
+    job: its name in the batch; such a run ends with the batch, takes a GPU of its own and reports to the launcher.
+    """
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+    if job:
+        end_with_parent(signal.SIGTERM)
+    start = time.monotonic()
+    try:
+        with one_gpu() if job and not job.startswith("figure") else contextlib.nullcontext():
+            tell(job, "started")
+            start = time.monotonic()
+            execute(notebook, output, parameters, expected_files)
+    except (NotebookError, ValueError, OSError) as error:
+        failed = str(Path(output).with_name(f"{Path(output).stem}.failed.ipynb"))
+        tell(job, "failure", seconds=time.monotonic() - start, error=str(error), notebook=failed)
+        print(f"{error}\nSee {failed}" if Path(failed).exists() else error, file=sys.stderr)
+        return 1
+    tell(job, "done", seconds=time.monotonic() - start)
+    return 0
+
+
+def tell(job: str | None, event: str, **more) -> None:
+    """Tell the launcher, by a line on standard output, which Snakemake passes on."""
+    if job:
+        line = f"{EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
+        os.write(sys.stdout.fileno(), line.encode())  # in one piece, whatever the other jobs write
+
+
+# --- the batch ---
+
+class Progress:
+    """What the launcher knows of its jobs: a line on each as it starts and ends, a summary at the end."""
+
+    def __init__(self, folder: Path, jobs_at_once: int):
+        self.timings, self.jobs_at_once, self.start = folder / "timings.csv", jobs_at_once, time.monotonic()
+        self.jobs: list[str] = []  # every job of the profile, finished or not
+        self.figures: list[str] = []
+        self.total = self.finished = 0
+        self.running: set[str] = set()
+        self.failed: dict[str, dict] = {}
+        self.attempts: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}  # of every job, also of earlier batches
+        if self.timings.exists():
+            with self.timings.open() as file:
+                self.seconds = {row["job"]: float(row["seconds"]) for row in csv.DictReader(file)}
+
+    def read(self, line: str) -> None:
+        """Take in a line of Snakemake's output: an event of ours, or a row of its table of jobs to run."""
+        if EVENT in line:
+            event = json.loads(line.partition(EVENT)[2])
+            getattr(self, event.pop("event"))(**event)
+        elif row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
+            self.total += int(row[2])
+
+    def grid(self, job: str, jobs: list[str], figures: list[str]) -> None:
+        self.jobs, self.figures = jobs, figures
+
+    def started(self, job: str) -> None:
+        if not self.attempts:
+            earlier = len(self.jobs) - self.total
+            print(f"{self.total} jobs to do, {earlier} finished earlier; {self.jobs_at_once} at a time", flush=True)
+        self.attempts[job] = self.attempts.get(job, 0) + 1
+        self.running.add(job)
+        self.say(job, "started")
+
+    def done(self, job: str, seconds: float) -> None:
+        self.running.remove(job)
+        self.failed.pop(job, None)
+        self.finished += 1
+        self.seconds[job] = seconds
+        rows = [f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n" for name in self.jobs if name in self.seconds]
+        self.timings.write_text("stage,job,seconds\n" + "".join(rows))
+        self.say(job, f"done in {duration(seconds)}   (elapsed {duration(time.monotonic() - self.start)})")
+
+    def failure(self, job: str, seconds: float, error: str, notebook: str) -> None:
+        self.running.remove(job)
+        self.failed[job] = {"error": error, "notebook": notebook}
+        again = "" if self.attempts[job] > RETRIES else ", trying once more"
+        self.say(job, f"FAILED after {duration(seconds)}{again}: {error}")
+
+    def say(self, job: str, what: str) -> None:
+        print(f"[{self.finished:{len(str(self.total))}}/{self.total}] {job}  {what}", flush=True)
+
+    def summary(self) -> str:
+        lines = [f"Done in {duration(time.monotonic() - self.start)}."]
+        if not self.total:
+            lines = [f"Everything is up to date: all {len(self.jobs)} jobs were finished earlier."]
+        for stage in STAGES:
+            times = [self.seconds[job] for job in self.jobs if job.split()[0] == stage and job in self.seconds]
+            if times:
+                total, mean = duration(sum(times)), duration(sum(times) / len(times))
+                lines.append(f"  {stage:8} {len(times):3} jobs   {total} in total, {mean} each")
+        lines.append("Figures (each also as .pdf, with its data as .csv and its origin as .json):")
+        return "\n".join([*lines, *(f"  {shown(figure)}" for figure in self.figures)])
+
+    def trouble(self, log: Path) -> str:
+        failed = self.failed | {job: {"error": "killed from outside (out of memory?)"} for job in self.running}
+        if not failed:
+            return "Snakemake failed; its log ends:\n" + "\n".join(log.read_text().splitlines()[-8:])
+        lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
+        for job, failure in failed.items():
+            lines.append(f"  {job}: {failure['error']}")
+            if (REPOSITORY / failure.get("notebook", "none")).exists():
+                lines.append(f"    the notebook with its traceback: {shown(failure['notebook'])}")
+        return "\n".join([*lines, RESUME])
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def shown(path: str | Path) -> str:
+    """A path as the user would type it; `path` is relative to the repository."""
+    absolute = REPOSITORY / path
+    return os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def from_repository(path: str | Path) -> str:
+    """A path relative to the repository where it lies inside: no path of this machine gets into notebooks."""
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else absolute)
+
+
+def snakemake_command(jobs: int, config: Path) -> list[str]:
+    """How the batch calls Snakemake. The launcher's lock stands in for Snakemake's, which outlives a killed driver.
+
+    Of Snakemake's reasons to run a job again, the text of its shell command is left out: results do not depend on it.
+    """
+    gpus = len(visible_gpus())
+    return [
+        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".", "--nocolor", "--nolock",
+        "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
+        "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
+        "--rerun-triggers", "mtime", "params", "input", "--configfile", str(config),
+    ]
+
+
+def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: dict, data: str, root: str) -> int:
+    """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch."""
+    from mtprune_utils.profiles import get_profile
+
+    get_profile(profile, overrides)  # a misspelt name is told at once, in one line
+    config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
+              "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
+    folder = REPOSITORY / config["runs"] / profile
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".lock-{profile}").open("a+") as lock:
+        lock.seek(0)
+        if not try_lock(lock):
+            raise ValueError(f"profile {profile!r} is already being run there, by process {lock.read()}")
+        if lock.read():  # the last batch was killed: its kernels notice within a second or two, let them end
+            time.sleep(3)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        config_file = folder / "batch.json"
+        config_file.write_text(json.dumps(config, indent=1) + "\n")
+        command = snakemake_command(jobs, config_file)
+        code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
+        lock.truncate(0)
+        return code
+
+
+def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
+    """Run Snakemake, its words into the log, ours onto the screen. It dies with this process and holds the lock too."""
+    print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
+    process = subprocess.Popen(
+        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        start_new_session=True, pass_fds=[lock], preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+    )
+    try:
+        with log.open("w") as file:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                progress.read(line)
+        code = process.wait()
+    except (KeyboardInterrupt, SystemExit):
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        print("\nStopping the running jobs ...", flush=True)
+        os.killpg(process.pid, signal.SIGTERM)  # Snakemake starts no more jobs, the runners end their kernels
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+        print(f"Stopped. {RESUME}", flush=True)
+        raise
+    print(progress.trouble(log) if code else progress.summary(), flush=True)
+    return code
+
+
+# --- the notebooks of the repository ---
+
+def refresh_notebooks() -> None:
+    """Execute every notebook on its defaults and keep the outputs: how the committed ones are made.
+
+    It starts from an empty smoke profile. Nothing is replaced unless every notebook ran to its end.
+    """
+    for folder in ("runs/smoke", "figures/smoke"):
+        shutil.rmtree(REPOSITORY / folder, ignore_errors=True)
+    notebooks = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
+    with tempfile.TemporaryDirectory() as scratch:
+        for notebook in notebooks:
+            print(f"{notebook.name} ...", flush=True)
+            execute(notebook, Path(scratch, notebook.name), {})
+        for notebook in notebooks:
+            notebook.write_text(without_volatile_metadata(Path(scratch, notebook.name).read_text()))
+
+
+def without_volatile_metadata(text: str) -> str:
+    """A notebook without times, versions and widget states, which differ from one execution to the next."""
+    import nbformat
+
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+    return nbformat.writes(notebook) + "\n"
+
+
+# --- the command line ---
+
+def settings(text: str) -> dict:
+    return dict(json.loads(text))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    import yaml
+
+    parser = argparse.ArgumentParser(prog="python -m mtprune_utils.batch", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    one = commands.add_parser("notebook", help="execute one notebook")
+    one.add_argument("notebook")
+    one.add_argument("output", help="where the executed notebook goes")
+    one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
+    one.add_argument("--expect", nargs="+", default=[], metavar="FILE", help="files that must be there afterwards")
+    one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
+
+    figures = commands.add_parser("figures", help="make every figure of a profile, training what is missing")
+    figures.add_argument("--profile", default="quick")
+    figures.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; default: one per core")
+    figures.add_argument("--runs", default=str(REPOSITORY / "runs"), help="folder of the run folders; default: runs")
+    figures.add_argument("--figures", default=str(REPOSITORY / "figures"), help="default: figures")
+    figures.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
+    figures.add_argument("--root", default="", help="where the data set lies, if it is not embedded")
+    figures.add_argument("--overrides", type=settings, default={}, metavar="JSON",
+                         help="""numbers of the profile to replace, e.g. '{"dense.steps": 200}'""")
+
+    commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
+    options = parser.parse_args(arguments)
+
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    try:
+        if options.command == "notebook":
+            parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+            return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
+        if options.command == "figures":
+            names = ("profile", "jobs", "runs", "figures", "overrides", "data", "root")
+            return make_figures(**{name: getattr(options, name) for name in names})
+        refresh_notebooks()
+    except (NotebookError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""Pruning criteria: one score per filter, the lowest are removed first. The one place to add a criterion.
+
+A criterion is a function that scores the filters of one layer, and a word for what it needs:
+
+- "weights": scored once, when filters are to be chosen;
+- "gradient": the training gradient in `.grad`; scored on every minibatch and averaged since the last pruning;
+- "task_gradients": one gradient per task besides; scored and averaged likewise.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtprune_utils.gradients import TaskGradients
+from mtprune_utils.models import PrunableLayer
+
+
+@dataclass(frozen=True)
+class Criterion:
+    name: str
+    needs: str
+    score: Callable[..., Tensor]  # (layer, task gradients or None, generator) -> (filters,)
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(name: str, needs: str):
+    """Enter the decorated function into CRITERIA."""
+
+    def register(score):
+        CRITERIA[name] = Criterion(name, needs, score)
+        return score
+
+    return register
+
+
+@criterion("taylor", needs="gradient")
+def taylor(layer: PrunableLayer, task_gradients: None, generator: torch.Generator) -> Tensor:
+    """(gate x dL/dgate)^2 for a gate of value 1 on the feature map behind the activation (Molchanov et al., CVPR 2019).
+
+    A rectified affine map is homogeneous in its weight and bias together, so dL/dgate = <W, dL/dW> + b dL/db of the
+    layer before the activation: the training gradient already holds it.
+    """
+    weight, bias = layer.affine.weight, layer.affine.bias
+    gate_gradient = (weight * weight.grad).flatten(1).sum(1) if weight.dim() > 1 else weight * weight.grad
+    return (gate_gradient + bias * bias.grad).square()
+
+
+@criterion("cosprune", needs="task_gradients")
+def cosprune(layer: PrunableLayer, task_gradients: TaskGradients, generator: torch.Generator) -> Tensor:
+    """Mean over pairs of tasks of the cosine similarity of a filter's weight gradients (Garg et al., 2023, CosPrune).
+
+    A zero gradient has similarity 0 with everything. Low: the tasks pull the filter apart.
+    """
+    grads = torch.stack([grads[layer.conv.weight].flatten(1) for grads in task_gradients.values()])
+    tasks = len(grads)
+    if tasks < 2:
+        raise ValueError("cosprune compares tasks: it needs at least two")
+    norms = grads.norm(dim=2, keepdim=True)
+    unit = torch.where(norms > 0, grads / norms, 0)
+    # The sum over ordered pairs i != j of <u_i, u_j> is |sum u|^2 - sum |u|^2.
+    pairs = unit.sum(0).square().sum(1) - unit.square().sum(2).sum(0)
+    return pairs / (tasks * (tasks - 1))
+
+
+@criterion("magnitude", needs="weights")
+def magnitude(layer: PrunableLayer, task_gradients: None, generator: torch.Generator) -> Tensor:
+    """Mean absolute weight of the filter, so that layers with different fan-in compare (Li et al., ICLR 2017, L1)."""
+    return layer.conv.weight.detach().abs().flatten(1).mean(1)
+
+
+@criterion("random", needs="weights")
+def random(layer: PrunableLayer, task_gradients: None, generator: torch.Generator) -> Tensor:
+    """Uniform random scores: the control that any criterion has to beat."""
+    weight = layer.conv.weight
+    return torch.rand(len(weight), generator=generator).to(weight)
+
+
+def dead_filters(layers: list[PrunableLayer]) -> list[Tensor]:
+    """Which filters got no gradient from the last backward pass: one (filters,) boolean tensor per layer."""
+    return [(layer.conv.weight.grad == 0).flatten(1).all(1) for layer in layers]
+
+
+class Scores:
+    """Running mean over minibatches of one criterion's scores, per layer.
+
+    Call `update` after the backward pass and before the optimizer's step; `mean` when filters are to be chosen. Start
+    a new one after every removal.
+    """
+
+    def __init__(self, criterion_name: str, layers: list[PrunableLayer], generator: torch.Generator | None = None):
+        if criterion_name not in CRITERIA:
+            raise ValueError(f"unknown criterion {criterion_name!r}: choose one of {', '.join(CRITERIA)}")
+        self.criterion = CRITERIA[criterion_name]
+        self.layers = layers
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.sums: list[Tensor] = []
+        self.batches = 0
+
+    @torch.no_grad()
+    def _score(self, task_gradients: TaskGradients | None) -> list[Tensor]:
+        return [self.criterion.score(layer, task_gradients, self.generator) for layer in self.layers]
+
+    def update(self, task_gradients: TaskGradients | None = None) -> None:
+        if self.criterion.needs == "weights":
+            return
+        scores = self._score(task_gradients)
+        self.sums = [total + score for total, score in zip(self.sums, scores)] if self.sums else scores
+        self.batches += 1
+
+    def mean(self) -> list[Tensor]:
+        """One (filters,) tensor per layer. Raises RuntimeError if no minibatch was scored."""
+        if self.criterion.needs == "weights":
+            return self._score(None)
+        if not self.batches:
+            raise RuntimeError(f"{self.criterion.name} scores minibatches, and has seen none: train before choosing")
+        return [total / self.batches for total in self.sums]

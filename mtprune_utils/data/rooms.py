@@ -1,0 +1,72 @@
+"""The embedded data set: path-traced rooms with exact segmentation, depth and normals (see rooms_v1/README.md).
+
+The images lie encoded in Parquet. They are decoded once into a memory-mapped cache, so that a run starts at once and
+a machine that only trains needs neither a Parquet nor an image library.
+"""
+
+import hashlib
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtprune_utils import tasks
+from mtprune_utils.data import Source, Split
+from mtprune_utils.data.render_rooms import CLASSES
+
+FOLDER = Path(__file__).parent / "rooms_v1"
+
+
+def load(root: str = "") -> Source:
+    """All of rooms, from `root` or, by default, from the package. Raises FileNotFoundError where a file is missing."""
+    splits, digest = {}, hashlib.sha256()
+    for name in ("train", "test"):
+        file = (Path(root) if root else FOLDER) / f"{name}.parquet"
+        if not file.exists():
+            raise FileNotFoundError(f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one")
+        content = file.read_bytes()
+        digest.update(content)
+        splits[name] = _decoded(content, file)
+    all_tasks = (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())
+    return Source({task.name: task for task in all_tasks}, CLASSES, splits["train"], splits["test"], digest.hexdigest()[:16])
+
+
+def _decoded(content: bytes, file: Path) -> Split:
+    """The decoded split, from the cache if this very file was decoded before."""
+    folder = Path(os.environ.get("MTPRUNE_CACHE", Path.home() / ".cache" / "mtprune"))
+    cache = folder / f"rooms-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    if not cache.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
+        save_file(_decode(content, file), fresh)
+        fresh.replace(cache)
+    tensors = load_file(cache)
+    return Split(tensors.pop("image"), tensors)
+
+
+def _decode(content: bytes, file: Path) -> dict[str, torch.Tensor]:
+    """Parquet with encoded images to tensors in the common form (mtprune_utils.data)."""
+    import pyarrow.parquet
+    from PIL import Image
+
+    try:
+        columns = pyarrow.parquet.read_table(io.BytesIO(content)).to_pydict()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{file} is not a readable Parquet file: fetch it again ({error})") from error
+
+    def stack(name: str) -> np.ndarray:
+        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in columns[name]])
+
+    encoded = stack("normals")
+    normals = encoded.astype(np.float32) / 127.5 - 1
+    normals /= np.linalg.norm(normals, axis=3, keepdims=True)
+    normals[(encoded == 255).all(3)] = 0
+    return {
+        "image": torch.from_numpy(stack("image")).permute(0, 3, 1, 2).contiguous(),
+        "segmentation": torch.from_numpy(stack("segmentation")),
+        "depth": torch.from_numpy(stack("depth").astype(np.float32) / 1000).unsqueeze(1),
+        "normals": torch.from_numpy(normals).permute(0, 3, 1, 2).half().contiguous(),
+    }

@@ -1,0 +1,30 @@
+"""Gradients of several task losses from one forward pass."""
+
+import torch
+from torch import Tensor, nn
+
+TaskGradients = dict[str, dict[nn.Parameter, Tensor]]  # task -> backbone parameter -> gradient
+
+
+def backward(losses: dict[str, Tensor]) -> None:
+    """Set `.grad` by one backward pass of the summed loss."""
+    sum(losses.values()).backward()
+
+
+def task_backward(losses: dict[str, Tensor], model: nn.Module) -> TaskGradients:
+    """One backward pass per task; `.grad` becomes their sum, which is the gradient of the summed loss.
+
+    Returns each task's gradient of every backbone parameter. Costs one pass through each head and T through the
+    backbone, and touches nothing but `.grad`, which must be empty (`optimizer.zero_grad()`).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    shared = [p for p in model.backbone.parameters() if p.requires_grad]
+    gradients: TaskGradients = {}
+    for i, (task, loss) in enumerate(losses.items()):
+        grads = torch.autograd.grad(loss, parameters, retain_graph=i + 1 < len(losses), allow_unused=True)
+        by_parameter = dict(zip(parameters, grads))  # None where the loss does not depend on it: the other heads
+        for parameter, grad in by_parameter.items():
+            if grad is not None:
+                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+        gradients[task] = {parameter: by_parameter[parameter] for parameter in shared}
+    return gradients

@@ -1,0 +1,191 @@
+"""Backbones, heads and the multi-task network. An `Architecture` is a small record that rebuilds any of them.
+
+Only backbone filters are pruned. A backbone lists what can be pruned as `layers`: one `PrunableLayer` per convolution.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
+VGG16_POOL_AFTER = (1, 3, 6, 9, 12)  # index of the convolution, from 0
+
+
+class PrunableLayer(NamedTuple):
+    """A convolution whose filters can be removed, and the layer whose output a filter's gate would scale."""
+
+    conv: nn.Conv2d
+    affine: nn.Module  # the batch norm behind the convolution, or the convolution itself
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """All that is needed to rebuild a network: backbone and its widths, heads and their width, output stride."""
+
+    tasks: dict[str, int]  # output channels by task
+    backbone: str = "vgg16"
+    widths: tuple[int, ...] = VGG16_WIDTHS
+    stride: int = 32  # input pixels per output pixel: the first log2(stride) max-pools are kept
+    head_width: int = 1024
+    dropout: float = 0.5
+
+    def __post_init__(self):
+        object.__setattr__(self, "widths", tuple(self.widths))
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"unknown backbone {self.backbone!r}: choose one of {', '.join(BACKBONES)}")
+        if len(self.widths) != len(VGG16_WIDTHS) or min(self.widths) < 1:
+            raise ValueError(f"widths must be {len(VGG16_WIDTHS)} positive numbers, got {self.widths}")
+        if self.stride not in (2, 4, 8, 16, 32):
+            raise ValueError(f"stride must be 2, 4, 8, 16 or 32, got {self.stride}")
+
+    @property
+    def filters(self) -> int:
+        return sum(self.widths)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Architecture":
+        return cls(**json.loads(text))
+
+
+class VGG(nn.Sequential):
+    """VGG-16's thirteen convolutions (Simonyan and Zisserman, 2015), at any widths, with or without batch norm."""
+
+    def __init__(self, widths: Iterable[int], stride: int, batch_norm: bool):
+        super().__init__()
+        self.layers: list[PrunableLayer] = []
+        pools = VGG16_POOL_AFTER[: stride.bit_length() - 1]
+        channels = 3
+        for i, width in enumerate(widths):
+            conv = nn.Conv2d(channels, width, 3, padding=1)
+            norm = nn.BatchNorm2d(width) if batch_norm else None
+            self.layers.append(PrunableLayer(conv, norm or conv))
+            self.extend([conv, norm, nn.ReLU(inplace=True)] if norm else [conv, nn.ReLU(inplace=True)])
+            if i in pools:
+                self.append(nn.MaxPool2d(2))
+            channels = width
+        self.out_channels = channels
+
+
+BACKBONES = {
+    "vgg16": lambda widths, stride: VGG(widths, stride, batch_norm=False),
+    "vgg16_bn": lambda widths, stride: VGG(widths, stride, batch_norm=True),
+}
+
+
+class ASPPHead(nn.Module):
+    """Four parallel branches with dilation 1, 2, 4 and 6, summed (the paper's head; DeepLab v2's classifier)."""
+
+    def __init__(self, channels: int, width: int, out_channels: int, dropout: float):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 3, padding=rate, dilation=rate), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                nn.Conv2d(width, out_channels, 1),
+            )
+            for rate in (1, 2, 4, 6)
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        return sum(branch(features) for branch in self.branches)
+
+
+class MultiTaskNet(nn.Module):
+    """One backbone, one head per task: (B, 3, H, W) images to {task: (B, channels, H / stride, W / stride)}."""
+
+    def __init__(self, architecture: Architecture):
+        super().__init__()
+        self.backbone = BACKBONES[architecture.backbone](architecture.widths, architecture.stride)
+        self.heads = nn.ModuleDict({
+            task: ASPPHead(self.backbone.out_channels, architecture.head_width, channels, architecture.dropout)
+            for task, channels in architecture.tasks.items()
+        })
+        self._dense = architecture
+
+    @property
+    def layers(self) -> list[PrunableLayer]:
+        return self.backbone.layers
+
+    @property
+    def architecture(self) -> Architecture:
+        """The record of the network as it is now, after whatever has been removed."""
+        return Architecture(**{**asdict(self._dense), "widths": tuple(layer.conv.out_channels for layer in self.layers)})
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.backbone(images)
+        return {task: head(features) for task, head in self.heads.items()}
+
+
+def build(architecture: Architecture, seed: int) -> MultiTaskNet:
+    """A network with random weights: Kaiming normal, fan-out, zero bias (the paper's re-initialisation)."""
+    with torch.device("meta"):
+        model = MultiTaskNet(architecture)
+    model.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()  # also the running statistics
+    return model
+
+
+def load_imagenet_backbone(model: MultiTaskNet) -> None:
+    """Copy the convolutions of torchvision's ImageNet VGG-16 into a full-width backbone, as the paper starts from.
+
+    Raises RuntimeError where the weights cannot be had (no network and no copy in torch's hub folder).
+    """
+    from torchvision.models import VGG16_Weights, vgg16  # not needed on the training path otherwise
+
+    try:
+        source = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
+    except OSError as error:  # urllib's URLError is one
+        raise RuntimeError(f"no ImageNet weights ({error}): override pretrained with false to start at random") from error
+    convolutions = [module for module in source if isinstance(module, nn.Conv2d)]
+    for layer, convolution in zip(model.layers, convolutions, strict=True):
+        layer.conv.load_state_dict(convolution.state_dict())
+
+
+def complexity(architecture: Architecture, size: tuple[int, int]) -> dict[str, int]:
+    """Filters, parameters (all and backbone) and multiply-accumulates of one forward pass of one (H, W) image."""
+    with torch.device("meta"), FlopCounterMode(display=False) as flops:
+        model = MultiTaskNet(architecture).eval()
+        model(torch.empty(1, 3, *size))
+    return {
+        "filters": architecture.filters,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "backbone_parameters": sum(p.numel() for p in model.backbone.parameters()),
+        "macs": flops.get_total_flops() // 2,
+    }
+
+
+def model_bytes(model: MultiTaskNet) -> bytes:
+    """The network as a safetensors file that carries its architecture: nothing in it is ever unpickled."""
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return save(tensors, metadata={"architecture": model.architecture.to_json()})
+
+
+def load_model(path: Path | str) -> MultiTaskNet:
+    """The inverse of `model_bytes`, from a file. Raises ValueError if the file is no such network."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            architecture = Architecture.from_json(file.metadata()["architecture"])
+            state = {name: file.get_tensor(name) for name in file.keys()}
+        with torch.device("meta"):
+            model = MultiTaskNet(architecture)
+        model.load_state_dict(state, assign=True)
+    except Exception as error:  # safetensors, json, key, shape errors: the reader needs one line, with the file's name
+        raise ValueError(f"{path} is not a network written by mtprune: {error}") from error
+    return model

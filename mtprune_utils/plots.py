@@ -1,0 +1,197 @@
+"""Figures, each with the plotted data and its provenance beside it."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+
+from mtprune_utils import stats
+from mtprune_utils.data import Dataset, Split
+from mtprune_utils.runs import Experiment, Run, csv_text, provenance, read_json, write_atomically, write_json
+
+COLOURS = {"taylor": "tab:orange", "cosprune": "tab:blue", "magnitude": "tab:green", "random": "tab:gray"}
+LABELS = {"taylor": "Taylor", "cosprune": "CosPrune", "magnitude": "L1 magnitude", "random": "random"}
+PANELS = {  # the paper's three metrics
+    "segmentation.pixel_accuracy": "Segmentation: pixel accuracy",
+    "depth.relative_error": "Depth: relative error",
+    "normals.mean_angle": "Normals: mean angle (degrees)",
+}
+SIZES = {"parameters": "parameters", "filters": "backbone filters"}
+
+
+def save_figure(figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, runs: list[Run], folder: Path) -> None:
+    """Write <folder>/<profile>/<name>.png, .pdf, .csv (the plotted data) and .json (where it came from)."""
+    place = Path(folder) / experiment.profile.name
+    for kind in ("png", "pdf"):
+        image = io.BytesIO()
+        # Without dates the same data gives the same bytes.
+        metadata = {"Software": None} if kind == "png" else {"CreationDate": None, "Producer": None}
+        figure.savefig(image, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
+        write_atomically(place / f"{name}.{kind}", image.getvalue())
+    write_atomically(place / f"{name}.csv", csv_text(data.to_dict("records")).encode())
+    origins = {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) for run in runs}
+    used = {
+        label: {key: origin[key] for key in ("commit", "dirty", "code", "data_digest", "device", "threads", "packages")}
+        for label, origin in origins.items()
+    }
+    settings = {"profile": asdict(experiment.profile), "data": experiment.data, "seeds": sorted({run.seed for run in runs})}
+    write_json(place / f"{name}.json", provenance("figure", **settings, runs=used))
+
+
+def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
+    """The first images of a split over their targets: segmentation, depth, normals."""
+    figure, axes = plt.subplots(4, count, figsize=(2.2 * count, 8.8), layout="constrained")
+    for i, column in enumerate(axes.T):
+        normals = split.targets["normals"][i].float().permute(1, 2, 0)
+        pictures = {
+            "image": {"X": split.image[i].permute(1, 2, 0)},
+            "segmentation": {"X": split.targets["segmentation"][i], "cmap": "tab20", "vmin": 0, "vmax": len(dataset.classes)},
+            "depth (m)": {"X": split.targets["depth"][i, 0], "cmap": "viridis"},
+            "normals": {"X": (normals + 1) / 2},
+        }
+        for axis, (title, picture) in zip(column, pictures.items()):
+            axis.imshow(**picture, interpolation="nearest")
+            axis.set(xticks=[], yticks=[])
+            if i == 0:
+                axis.set_ylabel(title)
+    return figure
+
+
+def show_curve(curve: pd.DataFrame) -> Figure:
+    """Training and validation loss of each task over a run's steps; a circle marks the weights that were kept."""
+    tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 2.8), layout="constrained")
+    kept = curve[curve["selected"] == 1]
+    for axis, task in zip(axes, tasks):
+        axis.plot(curve["step"], curve[f"train.{task}.loss"], "--", color="tab:gray", label="training")
+        axis.plot(curve["step"], curve[f"{task}.loss"], color="tab:blue", label="validation")
+        axis.plot(kept["step"], kept[f"{task}.loss"], "o", color="tab:blue", fillstyle="none", label="kept")
+        axis.set(title=task, xlabel="step", ylabel="loss")
+    axes[0].legend()
+    return figure
+
+
+def show_recovery(evaluations: pd.DataFrame) -> Figure:
+    """One pruning run: each metric right after every removal and after its recovery, against the steps trained."""
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3), layout="constrained")
+    for axis, (metric, title) in zip(axes, PANELS.items()):
+        axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
+        for phase, marker in (("removed", "v"), ("recovered", "o")):
+            rows = evaluations[evaluations["phase"] == phase]
+            axis.plot(rows["step"], rows[metric], marker, markersize=3, label=phase)
+        axis.set(title=title, xlabel="step")
+    axes[0].legend()
+    return figure
+
+
+def _size_axis(axis, label: str) -> None:
+    """Logarithmic, pruning goes to the right, with ticks such as 500k at 1, 2 and 5."""
+    axis.set(xlabel=label, xscale="log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.invert_xaxis()
+
+
+def _levels(axis, dense: float, prior: float) -> None:
+    """Where the curve starts, and what a predictor reaches that never looks at the image."""
+    axis.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense network")
+    axis.axhline(prior, color="tab:red", linewidth=0.8, linestyle=":", label="position prior")
+
+
+def _curve(axis, data: pd.DataFrame, **style) -> None:
+    axis.plot(data["x"], data["mean"], **style)
+    if data["sd"].notna().all():
+        axis.fill_between(data["x"], data["mean"] - data["sd"], data["mean"] + data["sd"], color=style["color"], alpha=0.2)
+
+
+def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
+
+    The paper's x-axis (all parameters) above; below, the filters left, which the heads' parameters do not hide. Returns
+    the figure and the plotted data.
+    """
+    recovered = pruned[pruned["phase"] != "removed"]
+    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
+    data = []
+    for row, (size, size_label) in zip(axes, SIZES.items()):
+        for axis, (metric, title) in zip(row, PANELS.items()):
+            for criterion, table in recovered.groupby("criterion", sort=False):
+                curve = stats.curve_over_seeds(table, size, metric)
+                _curve(axis, curve, color=COLOURS[criterion], label=LABELS[criterion])
+                data.append(curve.assign(size=size, metric=metric, criterion=criterion))
+            _levels(axis, dense[metric].mean(), prior[metric])
+            axis.set(title=title)
+            _size_axis(axis, size_label)
+    axes[0, 0].legend()
+    return figure, _tidy(data)
+
+
+def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Figure 2: what each criterion leaves of each layer as filters go, and the layer's mean cosine similarity.
+
+    Means over seeds. Returns the figure and the plotted data.
+    """
+    import seaborn as sns  # a second of import that only this figure needs
+
+    table = stats.with_share(layers)
+    table["filters"] = table.groupby(["criterion", "seed", "removal"])["width"].transform("sum")
+    means = table.groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]].mean().reset_index()
+    criteria = list(dict.fromkeys(means["criterion"]))
+    figure, axes = plt.subplots(2, len(criteria), figsize=(6 * len(criteria), 7), layout="constrained", squeeze=False)
+    limit = means["cosine"].abs().max()
+    styles = {
+        "share": {"label": "share of the layer's filters left", "cmap": "viridis", "vmin": 0, "vmax": 1},
+        "cosine": {"label": "mean cosine similarity of task gradients", "cmap": "RdBu", "vmin": -limit, "vmax": limit},
+    }
+    for row, (value, style) in zip(axes, styles.items()):
+        for axis, criterion in zip(row, criteria):
+            grid = means[means["criterion"] == criterion].pivot(index="layer", columns="filters", values=value)
+            grid = grid[sorted(grid.columns, reverse=True)]
+            grid.index = grid.index + 1
+            colours = {key: style[key] for key in ("cmap", "vmin", "vmax")}
+            sns.heatmap(grid, ax=axis, cbar_kws={"label": style["label"]}, **colours)
+            axis.set(title=LABELS[criterion], xlabel="backbone filters left", ylabel="convolution")
+            axis.tick_params(axis="y", rotation=0)
+    return figure, means
+
+
+def fig3_retrained_from_scratch(
+    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame
+) -> tuple[Figure, pd.DataFrame]:
+    """Figure 3: found architectures re-trained from random weights (solid) against the iterative run (dashed).
+
+    Mean and standard deviation over seeds. Returns the figure and the plotted data.
+    """
+    recovered = pruned[pruned["phase"] != "removed"]
+    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    data = []
+    for axis, (metric, title) in zip(axes, PANELS.items()):
+        for criterion, table in recovered.groupby("criterion", sort=False):
+            colour, label = COLOURS[criterion], LABELS[criterion]
+            iterative = stats.curve_over_seeds(table, "parameters", metric)
+            _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
+            scratch = retrained[retrained["criterion"] == criterion]
+            points = stats.points_over_seeds(scratch, "parameters", metric, by="rank")
+            axis.errorbar(points["x"], points["mean"], points["sd"], color=colour, marker="o", capsize=3, label=f"{label}, from scratch")
+            data += [iterative.assign(arm="iterative", metric=metric, criterion=criterion),
+                     points.assign(arm="from scratch", metric=metric, criterion=criterion)]
+        _levels(axis, dense[metric].mean(), prior[metric])
+        axis.set(title=title)
+        _size_axis(axis, "parameters")
+    axes[0].legend(fontsize="small")
+    return figure, _tidy(data)
+
+
+def _tidy(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """One table, the columns that name a curve in front of x, mean, sd and seeds."""
+    table = pd.concat(parts, ignore_index=True)
+    names = [column for column in table if column not in ("x", "mean", "sd", "seeds")]
+    return table[[*names, "x", "mean", "sd", "seeds"]].astype({"seeds": np.int64})

@@ -1,0 +1,86 @@
+"""Choosing filters by their scores, and removing them physically from the network and from the optimizer."""
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from mtprune_utils.models import MultiTaskNet
+
+
+def removable_filters(widths: list[int], floor: int) -> int:
+    """How many filters can go before every layer is at its floor."""
+    return sum(max(width - floor, 0) for width in widths)
+
+
+def select_filters(scores: list[Tensor], budget: int, floor: int) -> list[Tensor]:
+    """The `budget` filters with the lowest scores over all layers, none of which goes under `floor` filters.
+
+    scores: one (filters,) tensor per layer. Returns the sorted indices to remove, one int64 tensor per layer. Ties
+    break by (score, layer, filter). Raises ValueError if there are fewer than `budget` to remove, or a score is NaN.
+    """
+    available = removable_filters([len(score) for score in scores], floor)
+    if budget > available:
+        raise ValueError(f"asked to remove {budget} filters, but only {available} are above the floor of {floor} per layer")
+    flat = torch.cat(scores)
+    if flat.isnan().any():
+        raise ValueError("a score is NaN: the loss diverged; lower the learning rate")
+    # A filter may go only if enough better ones of its layer stay: its rank in the layer is under width - floor.
+    ranks = torch.cat([score.argsort(stable=True).argsort() for score in scores])
+    spare = torch.cat([torch.full_like(score, len(score) - floor, dtype=torch.long) for score in scores])
+    order = flat.argsort(stable=True)  # stable: ties stay in (layer, filter) order
+    chosen = torch.zeros_like(flat, dtype=torch.bool)
+    chosen[order[(ranks < spare)[order]][:budget]] = True
+    return [part.nonzero().flatten() for part in chosen.split([len(score) for score in scores])]
+
+
+class Pruner:
+    """Removes filters and everything that depends on them, by Torch-Pruning's dependency graph (Fang et al., CVPR 2023).
+
+    The graph is traced once; it stays valid as filters go.
+    """
+
+    def __init__(self, model: MultiTaskNet, example_size: tuple[int, int] = (64, 64)):
+        self.model = model
+        device = next(model.parameters()).device
+        dtype = next(model.parameters()).dtype
+        training = {module: module.training for module in model.modules()}
+        self.graph = tp.DependencyGraph().build_dependency(
+            model.eval(),  # tracing in train mode would move batch statistics
+            example_inputs=(torch.zeros(1, 3, *example_size, device=device, dtype=dtype),),
+            output_transform=lambda outputs: list(outputs.values()),
+        )
+        for module, mode in training.items():
+            module.training = mode
+
+    def remove(self, filters: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Remove the given filters (one index tensor per layer) from the model and from the optimizer's state."""
+        for layer, indices in zip(self.model.layers, filters):
+            if len(indices):
+                group = self.graph.get_pruning_group(layer.conv, tp.prune_conv_out_channels, indices.tolist())
+                for dependency, removed in group:
+                    self._apply(dependency, removed, optimizer)
+        self.model.to(memory_format=torch.channels_last)  # as in training; slicing loses the layout
+
+    def _apply(self, dependency, removed: list[int], optimizer) -> None:
+        """Prune one module, and let the optimizer follow: same place in its groups, same slice of its moments."""
+        before = dict(dependency.target.module.named_parameters(recurse=False))
+        dependency(removed)
+        for name, new in dependency.target.module.named_parameters(recurse=False):
+            if optimizer is not None and new is not before[name]:
+                _replace_parameter(optimizer, before[name], new, removed)
+
+
+def _replace_parameter(optimizer, old: nn.Parameter, new: nn.Parameter, removed: list[int]) -> None:
+    for group in optimizer.param_groups:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
+    if old not in optimizer.state:
+        return
+    state = optimizer.state.pop(old)
+    for key, value in state.items():
+        if torch.is_tensor(value) and value.shape == old.shape:
+            for dim in (d for d in range(old.dim()) if old.shape[d] != new.shape[d]):
+                keep = torch.ones(old.shape[dim], dtype=torch.bool, device=value.device)
+                keep[removed] = False
+                value = value.index_select(dim, keep.nonzero().flatten())
+            state[key] = value
+    optimizer.state[new] = state

@@ -1,0 +1,186 @@
+"""Tasks: what a head predicts, its loss, its metrics and which way is better. The one place to add a task.
+
+All dense tasks share one convention: B images of H x W pixels, outputs of shape (B, channels, h, w) with h <= H.
+
+=============  =================  ===================================
+task           target             invalid pixels
+=============  =================  ===================================
+segmentation   (B, H, W) integer  255
+depth          (B, 1, H, W) m     <= 3e-5
+normals        (B, 3, H, W) unit  the zero vector
+=============  =================  ===================================
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = 255
+MIN_DEPTH = 3e-5  # metres; what NYUv2's loaders treat as "no reading"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a multi-task network.
+
+    loss(output, target) takes tensors of equal height and width and returns the mean over valid pixels (a scalar; 0
+    where no pixel is valid). meter() makes an accumulator with update(output, target) and compute() -> {metric: float}.
+    """
+
+    name: str
+    channels: int
+    loss: Callable[[Tensor, Tensor], Tensor]
+    meter: Callable[[], "Meter"]
+    endpoint: str  # the metric that stands for the task where one number is wanted
+    higher_is_better: frozenset[str]  # metrics not named here are errors: lower is better
+
+
+class Meter:
+    """Accumulates a metric over every pixel of a data set; nothing leaves the device before compute()."""
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        raise TypeError("a Meter needs update(); subclass it")
+
+    def compute(self) -> dict[str, float]:
+        raise TypeError("a Meter needs compute(); subclass it")
+
+
+def _masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    return (values * valid).sum() / valid.sum().clamp(min=1)
+
+
+def cross_entropy(output: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over pixels not labelled 255. output (B, C, h, w), target (B, h, w)."""
+    target = target.long()
+    total = F.cross_entropy(output, target, ignore_index=IGNORE, reduction="sum")
+    return total / (target != IGNORE).sum().clamp(min=1)
+
+
+def depth_l1(output: Tensor, target: Tensor) -> Tensor:
+    """Mean absolute error in metres over pixels with a reading. Both (B, 1, h, w)."""
+    return _masked_mean((output - target).abs(), target > MIN_DEPTH)
+
+
+def normal_cosine(output: Tensor, target: Tensor) -> Tensor:
+    """Mean of 1 - cosine similarity over pixels with a normal. Both (B, 3, h, w)."""
+    valid = target.square().sum(1) > 0
+    return _masked_mean(1 - F.cosine_similarity(output, target, dim=1), valid)
+
+
+class SegmentationMeter(Meter):
+    """Pixel accuracy, and mIoU averaged over the classes that occur in prediction or target anywhere in the set."""
+
+    def __init__(self, classes: int):
+        self.classes = classes
+        self.confusion: Tensor | int = 0  # (true class, predicted class)
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        # One bin more than there are classes takes the ignored pixels, so that no boolean index waits for the device.
+        true = target.long().clamp(max=self.classes)
+        pairs = true * self.classes + output.max(1).indices  # on the CPU three times as fast as argmax
+        counts = torch.bincount(pairs.flatten(), minlength=(self.classes + 1) * self.classes)
+        self.confusion = self.confusion + counts.view(-1, self.classes)[: self.classes]
+
+    def compute(self) -> dict[str, float]:
+        confusion = self.confusion.double()
+        hit = confusion.diagonal()
+        union = confusion.sum(0) + confusion.sum(1) - hit
+        return {
+            "pixel_accuracy": (hit.sum() / confusion.sum()).item(),
+            "miou": (hit / union)[union > 0].mean().item(),
+        }
+
+
+class DepthMeter(Meter):
+    """Absolute and relative error, and the shares of pixels with max(p/t, t/p) < 1.25, 1.25^2, 1.25^3.
+
+    A prediction <= 0 has no ratio and fails every share.
+    """
+
+    def __init__(self):
+        self.sums: Tensor | int = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        valid = target > MIN_DEPTH
+        safe = torch.where(valid, target, 1.0).double()
+        error = (output.double() - safe).abs()
+        ratio = torch.where(output > 0, torch.maximum(output / safe, safe / output), torch.inf)
+        values = [torch.ones_like(error), error, error / safe, *(ratio < 1.25**k for k in (1, 2, 3))]
+        self.sums = self.sums + torch.stack([(value * valid).sum() for value in values])
+
+    def compute(self) -> dict[str, float]:
+        names = ("absolute_error", "relative_error", "delta1", "delta2", "delta3")
+        return dict(zip(names, (self.sums[1:] / self.sums[0]).tolist()))
+
+
+class NormalMeter(Meter):
+    """Mean and median angle in degrees, and the shares of pixels under 11.25, 22.5 and 30 degrees."""
+
+    def __init__(self):
+        self.angles: list[Tensor] = []
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        # F.cosine_similarity takes norms over a strided dimension, which is slow on the CPU.
+        squares = output.square().sum(1), target.square().sum(1)
+        cosine = (output * target).sum(1) * (squares[0] * squares[1]).clamp(min=1e-30).rsqrt()
+        angle = cosine.clamp(-1, 1).acos().rad2deg()
+        self.angles.append(torch.where(squares[1] > 0, angle, torch.nan).flatten())
+
+    def compute(self) -> dict[str, float]:
+        angles = torch.cat(self.angles).double()
+        angles = angles[~angles.isnan()]
+        shares = {f"within_{limit}": (angles < limit).double().mean().item() for limit in (11.25, 22.5, 30)}
+        return {"mean_angle": angles.mean().item(), "median_angle": angles.quantile(0.5).item(), **shares}
+
+
+def segmentation(classes: int) -> Task:
+    return Task(
+        "segmentation", classes, cross_entropy, lambda: SegmentationMeter(classes),
+        endpoint="miou", higher_is_better=frozenset({"pixel_accuracy", "miou"}),
+    )
+
+
+def depth() -> Task:
+    return Task(
+        "depth", 1, depth_l1, DepthMeter,
+        endpoint="relative_error", higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
+    )
+
+
+def normals() -> Task:
+    return Task(
+        "normals", 3, normal_cosine, NormalMeter,
+        endpoint="mean_angle", higher_is_better=frozenset({"within_11.25", "within_22.5", "within_30"}),
+    )
+
+
+def resize_target(target: Tensor, size: tuple[int, int]) -> Tensor:
+    """Nearest-neighbour resize of a dense target (B, H, W) or (B, c, H, W) to (h, w) = size."""
+    (height, width), (h, w) = target.shape[-2:], size
+    rows = torch.arange(h, device=target.device) * height // h
+    columns = torch.arange(w, device=target.device) * width // w
+    return target[..., rows.unsqueeze(1), columns]
+
+
+def task_losses(tasks: dict[str, Task], outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One scalar loss per task, at the network's output resolution, as the paper computes it."""
+    return {
+        name: task.loss(outputs[name], resize_target(targets[name], outputs[name].shape[-2:]))
+        for name, task in tasks.items()
+    }
+
+
+def delta_m(tasks: dict[str, Task], metrics: dict[str, float], reference: dict[str, float]) -> float:
+    """Mean over tasks of the signed relative change of the endpoint against a reference, positive is better.
+
+    Maninis et al., Attentive Single-Tasking of Multiple Tasks, CVPR 2019. Keys are "task.metric".
+    """
+    changes = []
+    for name, task in tasks.items():
+        key = f"{name}.{task.endpoint}"
+        sign = 1 if task.endpoint in task.higher_is_better else -1
+        changes.append(sign * (metrics[key] - reference[key]) / reference[key])
+    return sum(changes) / len(changes)

@@ -1,0 +1,226 @@
+"""Training, evaluation and the iterative-pruning loop. Nothing here knows of files: runs.py and stages.py do."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtprune_utils.criteria import Scores, dead_filters
+from mtprune_utils.data import Dataset, Split, augment, image_to_float, random_batches
+from mtprune_utils.gradients import TaskGradients, backward, task_backward
+from mtprune_utils.models import MultiTaskNet, complexity
+from mtprune_utils.profiles import Optimization, Profile, Pruning
+from mtprune_utils.pruning import Pruner, removable_filters, select_filters
+from mtprune_utils.tasks import Task, task_losses
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+SCHEDULES = {
+    "constant": lambda progress: 1.0,
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+}
+
+
+class Diverged(RuntimeError):
+    """A task's loss became NaN or infinite."""
+
+
+class Trainer:
+    """One optimizer on one network: takes steps on augmented minibatches, and keeps each task's mean loss.
+
+    The minibatches depend on `seed` alone, so that runs with equal seeds see the same images in the same order.
+    """
+
+    def __init__(
+        self, model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Optimization | Pruning, steps: int,
+        seed: int,
+    ):
+        # Channels-last convolutions train a quarter faster on the CPU, and feed the tensor cores of a GPU.
+        self.model = model.to(memory_format=torch.channels_last)
+        self.tasks, self.profile = dataset.tasks, profile
+        self.optimizer = OPTIMIZERS[settings.optimizer](
+            model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+        )
+        schedule = SCHEDULES[settings.schedule]
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step / steps))
+        self.generator = torch.Generator().manual_seed(seed)
+        self.batches = random_batches(dataset.train, profile.batch_size, self.generator)
+        self.step_count = 0
+        self._reset_losses()
+
+    def _reset_losses(self) -> None:
+        self.loss_sums: dict[str, Tensor | float] = dict.fromkeys(self.tasks, 0.0)
+        self.loss_steps = 0
+
+    def step(self, scores: list[Scores] = ()) -> None:
+        """One forward pass, one optimizer step; `scores` are updated in between from the gradients they need."""
+        profile = self.profile
+        images, targets = augment(
+            next(self.batches), profile.crop, profile.scale, profile.depth_follows_scale, self.generator
+        )
+        self.optimizer.zero_grad()
+        losses = task_losses(self.tasks, self.model(images.to(memory_format=torch.channels_last)), targets)
+        task_gradients: TaskGradients | None = None
+        if any(score.criterion.needs == "task_gradients" for score in scores):
+            task_gradients = task_backward(losses, self.model)
+        else:
+            backward(losses)
+        for score in scores:
+            score.update(task_gradients)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step_count += 1
+        self.loss_steps += 1
+        for task, loss in losses.items():
+            self.loss_sums[task] = self.loss_sums[task] + loss.detach()
+
+    def mean_losses(self) -> dict[str, float]:
+        """Mean training loss of each task since the last call. Raises Diverged if one is not finite."""
+        means = {f"train.{task}.loss": float(total) / self.loss_steps for task, total in self.loss_sums.items()}
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"{name} is {value} in the {self.loss_steps} steps before step {self.step_count}: lower the learning rate"
+                )
+        self._reset_losses()
+        return means
+
+
+def describe(model: MultiTaskNet, dataset: Dataset) -> dict[str, int | str]:
+    """The network's size: filters, parameters, MACs for one whole image of the data set, and widths as "8 8 16 ..."."""
+    architecture = model.architecture
+    size = tuple(dataset.test.image.shape[-2:])
+    return {**complexity(architecture, size), "widths": " ".join(map(str, architecture.widths))}
+
+
+@torch.no_grad()
+def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], batch_size: int) -> dict[str, float]:
+    """Every metric of every task over all pixels of the split, as {"task.metric": value}, and each "task.loss".
+
+    Whole images; outputs are resized to them (bilinear) for the metrics. Leaves train/eval mode as it was.
+    """
+    was_training = model.training
+    model.eval()
+    meters = {name: task.meter() for name, task in tasks.items()}
+    loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
+    for batch in split.batches(batch_size):
+        outputs = model(image_to_float(batch.image).to(memory_format=torch.channels_last))
+        targets = {name: target if name == "segmentation" else target.float() for name, target in batch.targets.items()}
+        for name, loss in task_losses(tasks, outputs, targets).items():
+            loss_sums[name] = loss_sums[name] + loss * len(batch)
+        for name, meter in meters.items():
+            meter.update(F.interpolate(outputs[name], size=batch.image.shape[-2:], mode="bilinear"), targets[name])
+    model.train(was_training)
+    return {
+        **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
+        **{f"{name}.loss": float(total) / len(split) for name, total in loss_sums.items()},
+    }
+
+
+def trivial_predictors(dataset: Dataset) -> dict[str, dict[str, float]]:
+    """Test metrics of predictors that do not look at the image: a network has to beat them to have learnt anything.
+
+    "constant" predicts the training images' most frequent class, median depth and mean normal; "position prior" the
+    same for each pixel position.
+    """
+    train, test = dataset.train.targets, dataset.test
+    classes = dataset.tasks["segmentation"].channels
+    counts = torch.stack([(train["segmentation"] == c).sum(0) for c in range(classes)]).float().unsqueeze(0)
+    depth = torch.where(train["depth"] > 0, train["depth"], torch.nan)
+    normal = train["normals"].float().sum(0, keepdim=True)
+    predictions = {
+        "constant": {
+            "segmentation": counts.sum((2, 3), keepdim=True).expand_as(counts),
+            "depth": depth.nanmedian().expand(1, 1, *depth.shape[2:]),
+            "normals": normal.sum((2, 3), keepdim=True).expand_as(normal),
+        },
+        "position prior": {"segmentation": counts, "depth": depth.nanmedian(0, keepdim=True).values, "normals": normal},
+    }
+    scores = {}
+    for name, outputs in predictions.items():
+        scores[name] = {}
+        for task in dataset.tasks.values():
+            meter = task.meter()
+            for batch in test.batches(64):
+                meter.update(outputs[task.name].expand(len(batch), -1, -1, -1), batch.targets[task.name].float())
+            scores[name] |= {f"{task.name}.{metric}": value for metric, value in meter.compute().items()}
+    return scores
+
+
+def train(
+    model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Optimization, seed: int,
+    report: Callable[[str], None] = print,
+) -> list[dict]:
+    """Train in place; the weights of the evaluation with the lowest validation loss are kept.
+
+    Returns the training curve: one row per evaluation, with the training loss since the last one and every validation
+    metric. `selected` marks the row whose weights were kept.
+    """
+    model.train()
+    trainer = Trainer(model, dataset, profile, settings, settings.steps, seed)
+    curve, best, best_state = [], math.inf, None
+    marks = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+    for step in range(1, settings.steps + 1):
+        trainer.step()
+        if step in marks:
+            losses = trainer.mean_losses()
+            metrics = evaluate(model, dataset.validation, dataset.tasks, profile.batch_size)
+            total = sum(metrics[f"{task}.loss"] for task in dataset.tasks)
+            curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
+            report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
+            if total < best:
+                best, best_state = total, {name: value.clone() for name, value in model.state_dict().items()}
+                best_row = curve[-1]
+    model.load_state_dict(best_state)
+    best_row["selected"] = 1
+    return curve
+
+
+def prune_iteratively(
+    model: MultiTaskNet, dataset: Dataset, profile: Profile, criterion: str, seed: int
+) -> Iterator[tuple[dict, list[dict]]]:
+    """The paper's loop, in place: train and score, remove the lowest filters, go on, down to the floor.
+
+    Yields (evaluation, layers) for each measurement on the test images: of the dense network, and right after every
+    removal and after the recovery that follows it. `layers` (empty right after a removal) has one row per layer: its
+    width, the mean cosine similarity of its filters' task gradients over the last minibatches, the share of dead
+    filters, and how many are removed next.
+    """
+    settings = profile.prune
+    removals = math.ceil(removable_filters(model.architecture.widths, settings.floor) / settings.filters)
+    model.train()
+    trainer = Trainer(model, dataset, profile, settings, (removals + 1) * settings.every, seed)
+    pruner = Pruner(model)
+    random_scores = torch.Generator().manual_seed(seed)
+
+    def measure(phase: str, removal: int) -> dict:
+        metrics = evaluate(model, dataset.test, dataset.tasks, profile.batch_size)
+        return {"removal": removal, "phase": phase, "step": trainer.step_count, **describe(model, dataset), **metrics}
+
+    dense = measure("dense", 0)
+    for removal in range(removals + 1):
+        scores = Scores(criterion, model.layers, random_scores)
+        cosine = Scores("cosprune", model.layers)
+        for step in range(settings.every):
+            observe = step >= settings.every - settings.cosine_batches
+            trainer.step([scores, cosine] if observe else [scores])
+        losses = trainer.mean_losses()
+        dead = dead_filters(model.layers)
+        if removal < removals:
+            left = removable_filters(model.architecture.widths, settings.floor)
+            chosen = select_filters(scores.mean(), min(settings.filters, left), settings.floor)
+        else:
+            chosen = [torch.tensor([])] * len(model.layers)
+        layers = [
+            {"removal": removal, "layer": i, "width": len(similarity), "cosine": similarity.mean().item(),
+             "dead_share": d.float().mean().item(), "removed_next": len(indices)}
+            for i, (similarity, d, indices) in enumerate(zip(cosine.mean(), dead, chosen))
+        ]
+        if removal == 0:
+            yield dense | losses, layers
+        else:
+            yield measure("recovered", removal) | losses, layers
+        if removal < removals:
+            pruner.remove(chosen, trainer.optimizer)
+            yield measure("removed", removal + 1) | losses, []

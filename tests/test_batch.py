@@ -1,0 +1,349 @@
+"""The batch: a run counts as good only if it was, and a profile's jobs are resumed, refused or redone as is due."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from mtprune_utils import batch
+from mtprune_utils.batch import NotebookError, check_parameters, execute, notebook_parameters
+
+PARAMETERS = """\
+word: str = "a # b"  # what to write
+number: int = 3
+rate: float = 0.5  # a share"""
+GOOD = 'with open("out.txt", "w") as file:\n    file.write(f"{word} {number}")'
+
+
+def write_notebook(path, *cells, parameters=PARAMETERS):
+    first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    notebook = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
+    notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, path)
+    return path
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def alive(pid):
+    """A zombie has ended too, only nobody has waited for it yet."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- parameters ---
+
+def test_parameters_are_read_with_type_default_and_help(here):
+    assert notebook_parameters(write_notebook(here / "nb.ipynb")) == {
+        "word": (str, "a # b", "what to write"), "number": (int, 3, ""), "rate": (float, 0.5, "a share"),
+    }
+
+
+@pytest.mark.parametrize("line", ["number = 3", "number: int = 1 + 2", "number: Path = 3", "print(3)", "number: int"])
+def test_parameters_cell_holds_nothing_else(here, line):
+    with pytest.raises(ValueError, match="must have the form"):
+        notebook_parameters(write_notebook(here / "nb.ipynb", parameters=line))
+
+
+def test_misspelt_parameter_is_refused_with_the_nearest_name(here):
+    with pytest.raises(ValueError, match="no parameter 'numbr': did you mean 'number'"):
+        execute(write_notebook(here / "nb.ipynb", GOOD), "out.ipynb", {"numbr": 4})
+    assert not Path("out.txt").exists()
+
+
+@pytest.mark.parametrize("name, value", [("number", "4"), ("number", 4.0), ("number", True), ("word", 4), ("rate", "")])
+def test_wrong_type_is_refused(here, name, value):
+    with pytest.raises(ValueError, match=f"'{name}' takes a"):
+        check_parameters(write_notebook(here / "nb.ipynb"), {name: value})
+
+
+def test_whole_number_is_taken_for_a_float(here):
+    assert repr(check_parameters(write_notebook(here / "nb.ipynb"), {"rate": 1})) == "{'rate': 1.0}"
+
+
+# --- one notebook ---
+
+def test_good_run_through_the_command_line(here):
+    write_notebook(here / "nb.ipynb", GOOD, "")
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "done/out.ipynb"]
+    result = subprocess.run([*command, "-p", "number", "7", "--expect", "out.txt"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert Path("out.txt").read_text() == "a # b 7"
+    assert os.listdir("done") == ["out.ipynb"]
+    assert str(here) not in Path("done/out.ipynb").read_text()
+
+
+FAILURES = {
+    "error": (["1 / 0"], "cell 3: ZeroDivisionError: division by zero"),
+    "killed kernel": (["import os\nos.kill(os.getpid(), 9)", GOOD], "its kernel died"),
+    "timed-out cell": (["import time\ntime.sleep(60)", GOOD], "longer than 2 s"),
+    "sys.exit(0)": (["import sys\nsys.exit(0)", GOOD], "only 3 of 4 code cells ran"),
+    "sys.exit(0) at the end": (["import sys\nsys.exit(0)"], "SystemExit"),
+    "missing file": (["pass"], "without writing out.txt"),
+}
+
+
+@pytest.mark.parametrize("cells, message", FAILURES.values(), ids=FAILURES)
+def test_failed_run_is_told_and_keeps_the_good_output(here, cells, message):
+    write_notebook(here / "nb.ipynb", *cells)
+    Path("out.ipynb").write_text("an older, good output")
+    with pytest.raises(NotebookError, match=message) as error:
+        execute("nb.ipynb", "out.ipynb", {"number": 1}, ["out.txt"], timeout=2)
+    assert "\n" not in str(error.value)
+    assert Path("out.ipynb").read_text() == "an older, good output"
+    nbformat.validate(nbformat.read("out.failed.ipynb", as_version=4))
+    assert sorted(os.listdir()) == ["nb.ipynb", "out.failed.ipynb", "out.ipynb"]
+
+
+def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
+    write_notebook(here / "nb.ipynb", GOOD.replace('"out.txt"', 'f"{number}.txt"'))
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
+    runs = [subprocess.Popen([*command, "-p", "number", str(i), "--expect", f"{i}.txt"]) for i in range(2)]
+    assert [run.wait() for run in runs] == [0, 0]
+    executed = nbformat.read("out.ipynb", as_version=4)
+    assert all(cell.execution_count for cell in executed.cells)
+    assert sorted(os.listdir()) == ["0.txt", "1.txt", "nb.ipynb", "out.ipynb"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_kernel_ends_with_its_runner(here, signum):
+    sleep = 'import os, time\nopen("pid", "w").write(str(os.getpid()))\ntime.sleep(600)'
+    write_notebook(here / "nb.ipynb", sleep)
+    runner = subprocess.Popen([sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"])
+    wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
+    runner.send_signal(signum)
+    assert runner.wait(timeout=20) != 0
+    wait_for(lambda: not alive(Path("pid").read_text()))
+    assert not Path("out.ipynb").exists()
+
+
+def test_every_job_gets_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
+    with batch.one_gpu():
+        first = os.environ["CUDA_VISIBLE_DEVICES"]
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
+        with batch.one_gpu():
+            assert {first, os.environ["CUDA_VISIBLE_DEVICES"]} == {"test-a", "test-b"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with batch.one_gpu():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+# --- the batch, on a copy of the repository whose notebooks train nothing ---
+
+STAGE_CELL = """\
+import os, time
+from pathlib import Path
+from mtprune_utils.profiles import get_profile
+from mtprune_utils.runs import Experiment
+experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
+run = experiment.{run}
+assert all(run.done for run in run.inputs)
+Path("pid").write_text(str(os.getpid()))
+if Path("slow").exists():
+    time.sleep(600)
+if Path("broken").exists():
+    raise ValueError("a broken stage")
+for file in ("evaluations.csv", "curve.csv", "trivial.csv", "layers.csv", "model.safetensors", "done.json"):
+    run.write_json(file, "")"""
+FIGURE_CELL = """\
+from pathlib import Path
+from mtprune_utils.runs import write_atomically
+for suffix in ("png", "pdf", "csv", "json"):
+    write_atomically(Path(figures, profile, f"{figure}.{{suffix}}"), b"")"""
+SHARED = """\
+profile: str = "smoke"
+runs: str = "runs"
+data: str = "rooms"
+root: str = ""
+overrides: dict = {}"""
+STAND_INS = {  # notebook: the run it makes, its own parameters
+    "01_train_dense": ("dense(seed)", "seed: int = 0"),
+    "02_prune_iteratively": ("prune(criterion, seed)", 'seed: int = 0\ncriterion: str = "taylor"'),
+    "03_retrain_from_scratch": (
+        "retrain(criterion, seed, rank)", 'seed: int = 0\ncriterion: str = "taylor"\nrank: int = 0'),
+    "04_plot_fig1_iterative_pruning": None,
+    "05_plot_fig2_layer_widths": None,
+    "06_plot_fig3_retrained_from_scratch": None,
+}
+OVERRIDES = {"seeds": 1, "criteria": ["taylor"]}  # six jobs: one of each stage, three figures
+STUBS = {  # the copy needs no torch, which takes seconds to import
+    "criteria.py": 'CRITERIA = {"taylor": None, "cosprune": None}',
+    "models.py": "VGG16_WIDTHS = (64,) * 13\nclass Architecture:\n    pass",
+}
+
+
+@pytest.fixture(scope="module")
+def finished_repository(tmp_path_factory):
+    """A copy in which the batch has run once, and what it said."""
+    repository = tmp_path_factory.mktemp("finished") / "repository"
+    shutil.copytree(batch.REPOSITORY / "mtprune_utils", repository / "mtprune_utils",
+                    ignore=shutil.ignore_patterns("rooms_v*", "__pycache__"))
+    for name, stub in STUBS.items():
+        (repository / "mtprune_utils" / name).write_text(stub)
+    shutil.copy(batch.REPOSITORY / "Snakefile", repository)
+    for name, stage in STAND_INS.items():
+        path = repository / "notebooks" / f"{name}.ipynb"
+        if stage:
+            write_notebook(path, STAGE_CELL.format(run=stage[0]), parameters=f"{SHARED}\n{stage[1]}")
+        else:
+            code = FIGURE_CELL.format(figure=name.partition("_plot_")[2])
+            write_notebook(path, code, parameters=f'{SHARED}\nfigures: str = "figures"')
+    result = launch(repository)
+    assert result.returncode == 0, result.stdout
+    return repository, result.stdout
+
+
+@pytest.fixture
+def repository(finished_repository, tmp_path):
+    return shutil.copytree(finished_repository[0], tmp_path / "repository")
+
+
+def launcher(repository, **overrides):
+    overrides = json.dumps({**OVERRIDES, **overrides})
+    command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke", "--overrides", overrides]
+    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def launch(repository, **overrides):
+    process = launcher(repository, **overrides)
+    output = process.communicate()[0]
+    return subprocess.CompletedProcess([], process.returncode, output)
+
+
+def stale(repository, **overrides):
+    """The jobs that a batch would run, by a dry run: {stage: number}."""
+    config = {"profile": "smoke", "overrides": {**OVERRIDES, **overrides}}
+    (repository / "dry.json").write_text(json.dumps(config))
+    command = [*batch.snakemake_command(2, "dry.json"), "--dry-run"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    rows = re.findall(r"^(dense|prune|retrain|figure)\s+(\d+)$", result.stdout + result.stderr, re.MULTILINE)
+    return {stage: int(count) for stage, count in rows}
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_batch_makes_every_figure_and_says_so(finished_repository):
+    repository, output = finished_repository
+    assert "6 jobs to do, 0 finished earlier" in output
+    assert re.search(r"\[1/6\] dense seed 0  done in \d+ s   \(elapsed", output)
+    assert re.search(r"\[\d/6\] retrain taylor seed 0 rank 0  done in", output)
+    assert "figures/smoke/fig1_iterative_pruning.png" in output and str(repository) not in output
+    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch"):
+        suffixes = {file.suffix for file in repository.glob(f"figures/smoke/{figure}.*")}
+        assert suffixes == {".png", ".pdf", ".csv", ".json"}
+        assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
+    (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
+    assert str(repository) not in notebook.read_text()
+    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 7
+
+
+def test_nothing_is_done_twice(repository):
+    result = launch(repository)
+    assert result.returncode == 0
+    assert "Everything is up to date: all 6 jobs" in result.stdout
+
+
+def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
+    edit(repository / "mtprune_utils/runs.py", '"""', '# a comment\n"""')
+    edit(repository / "mtprune_utils/training.py", '"""', '# a comment\n"""')
+    path = repository / "notebooks/01_train_dense.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[0].execution_count = 5
+    notebook.cells[0].outputs = [nbformat.v4.new_output("stream", text="other")]
+    notebook.cells.append(nbformat.v4.new_markdown_cell("a text"))
+    nbformat.write(notebook, path)
+    assert stale(repository) == {}
+
+
+def test_changes_redo_what_depends_on_them_and_no_more(repository):
+    everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 3}
+    assert stale(repository, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 1}
+    assert stale(repository, **{"dense.steps": 5}) == everything
+    edit(repository / "notebooks/03_retrain_from_scratch.ipynb", "import os", "import  os")
+    with (repository / "mtprune_utils/plots.py").open("a") as file:
+        file.write("\nCHANGED = True\n")
+    assert stale(repository) == {"retrain": 1, "figure": 3}
+    with (repository / "mtprune_utils/training.py").open("a") as file:
+        file.write("\nCHANGED = True\n")
+    assert stale(repository) == everything
+
+
+CHANGE = {"retrain.lr": 0.5}  # two jobs: the re-training and the figure that shows it
+
+
+def test_failure_is_told_and_what_is_finished_is_kept(repository):
+    (repository / "broken").touch()
+    result = launch(repository, **CHANGE)
+    assert result.returncode != 0
+    assert "FAILED after" in result.stdout and "trying once more" in result.stdout
+    reason = "retrain taylor seed 0 rank 0: 03_retrain_from_scratch.ipynb: cell 3: ValueError: a broken stage"
+    assert f"1 job failed:\n  {reason}\n" in result.stdout
+    failed = re.search(r"runs/smoke/retrain/\S+/notebook.failed.ipynb", result.stdout)[0]
+    assert "a broken stage" in (repository / failed).read_text()
+    assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 1}
+
+
+@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
+    (repository / "pid").unlink()
+    (repository / "slow").touch()
+    process = launcher(repository, **CHANGE)
+    wait_for(lambda: (repository / "pid").exists() and (repository / "pid").read_text())
+    second = launch(repository)
+    assert second.returncode != 0
+    assert second.stdout.strip() == f"profile 'smoke' is already being run there, by process {process.pid}"
+    process.send_signal(signum)
+    assert process.wait(timeout=25) == code
+    wait_for(lambda: not alive((repository / "pid").read_text()))
+    if signum == signal.SIGINT:
+        assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 1}
+        return
+    (repository / "slow").unlink()
+    result = launch(repository, **CHANGE)
+    assert result.returncode == 0
+    assert "2 jobs to do, 4 finished earlier" in result.stdout
+
+
+def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
+    for notebook in repository.glob("notebooks/0[2-6]*.ipynb"):
+        notebook.unlink()
+    (repository / "runs/smoke/left_over").touch()
+    subprocess.run([sys.executable, "-m", "mtprune_utils.batch", "refresh"], cwd=repository, check=True)
+    notebook = nbformat.read(repository / "notebooks/01_train_dense.ipynb", as_version=4)
+    assert [cell.execution_count for cell in notebook.cells] == [1, 2]
+    assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert not (repository / "runs/smoke/left_over").exists()
+
+
+def test_misspelt_profile_is_refused_in_one_line(repository):
+    command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smok"]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert result.returncode != 0
+    assert result.stderr == "unknown profile 'smok': did you mean 'smoke'?\n"

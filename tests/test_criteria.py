@@ -1,0 +1,127 @@
+"""Scores against their definitions: explicit gates, explicit pairs; and that scoring leaves training alone."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mtprune_utils.criteria import CRITERIA, Scores, dead_filters
+from mtprune_utils.gradients import backward, task_backward
+from mtprune_utils.models import build
+from mtprune_utils.tasks import task_losses
+
+from conftest import TASKS, random_split
+
+
+def losses_of(model, seed=0):
+    batch = random_split(2, seed=seed)
+    targets = {name: t if name == "segmentation" else t.to(next(model.parameters()).dtype) for name, t in batch.targets.items()}
+    images = (batch.image / 127.5 - 1).to(next(model.parameters()).dtype)
+    return task_losses(TASKS, model(images), targets)
+
+
+def add_gates(model):
+    """A gate of value 1 behind each activation, as Molchanov et al. define it."""
+    gates, modules = [], list(model.backbone)
+    for i, module in enumerate(modules):
+        if isinstance(module, torch.nn.ReLU):
+            module.inplace = False
+            width = next(m.weight.shape[0] for m in reversed(modules[:i]) if hasattr(m, "weight"))
+            gate = torch.ones(1, width, 1, 1, dtype=torch.float64, requires_grad=True)
+            module.register_forward_hook(lambda m, inputs, output, gate=gate: output * gate)
+            gates.append(gate)
+    return gates
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg16_bn"])
+def test_taylor_is_the_squared_gradient_of_explicit_gates(architecture, backbone):
+    model = build(replace(architecture, backbone=backbone), seed=0).double()
+    for layer in model.layers:  # biases matter for the identity
+        torch.nn.init.normal_(layer.affine.bias, std=0.1)
+    gates = add_gates(model)
+    total, batches = [0.0] * len(gates), 3
+    scores = Scores("taylor", model.layers)
+    for seed in range(batches):
+        model.zero_grad()
+        for gate in gates:
+            gate.grad = None
+        backward(losses_of(model, seed))
+        scores.update()
+        total = [t + gate.grad.flatten().square() for t, gate in zip(total, gates)]
+    for ours, reference in zip(scores.mean(), total):
+        torch.testing.assert_close(ours, reference / batches, rtol=1e-8, atol=1e-14)
+
+
+def test_cosprune_is_the_mean_over_explicit_pairs(model):
+    gradients = task_backward(losses_of(model), model)
+    scores = Scores("cosprune", model.layers)
+    scores.update(gradients)
+    for layer, ours in zip(model.layers, scores.mean()):
+        for f in range(len(ours)):
+            vectors = [grads[layer.conv.weight][f].flatten() for grads in gradients.values()]
+            pairs = [F.cosine_similarity(a, b, dim=0, eps=1e-30) for a, b in combinations(vectors, 2)]
+            assert ours[f].item() == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-5)
+
+
+def test_a_zero_gradient_has_similarity_zero_and_is_reported_dead(model):
+    with torch.no_grad():
+        model.layers[4].conv.weight[3] = 0
+        model.layers[4].conv.bias[3] = -1  # never active
+    gradients = task_backward(losses_of(model), model)
+    scores = Scores("cosprune", model.layers)
+    scores.update(gradients)
+    assert scores.mean()[4][3] == 0
+    assert torch.cat(scores.mean()).isfinite().all()
+    assert dead_filters(model.layers)[4][3]
+    assert not dead_filters(model.layers)[4].all()
+
+
+def test_task_gradients_sum_to_the_training_gradient_in_one_forward_pass(model):
+    forwards = []
+    model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    backward(losses_of(model))
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    losses = losses_of(model)
+    assert len(forwards) == 2
+    gradients = task_backward(losses, model)
+    assert len(forwards) == 2
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
+    first = model.layers[0].conv.weight
+    torch.testing.assert_close(sum(grads[first] for grads in gradients.values()), first.grad)
+
+
+@pytest.mark.parametrize("name", list(CRITERIA))
+def test_scoring_changes_nothing_but_the_scores(architecture, name):
+    def state(scored: bool):
+        model = build(replace(architecture, backbone="vgg16_bn", dropout=0.5), seed=0).train()
+        torch.manual_seed(0)
+        gradients = task_backward(losses_of(model), model)
+        if scored:
+            scores = Scores(name, model.layers)
+            scores.update(gradients)
+            scores.mean()
+        return [p.grad for p in model.parameters()] + list(model.state_dict().values()) + [torch.rand(1)], [
+            m.training for m in model.modules()
+        ]
+
+    (plain, modes), (scored, scored_modes) = state(False), state(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, scored, strict=True)) and modes == scored_modes
+
+
+def test_random_is_seeded_and_magnitude_reads_the_weights(model):
+    draw = lambda seed: torch.cat(Scores("random", model.layers, torch.Generator().manual_seed(seed)).mean())
+    assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
+    with torch.no_grad():
+        model.layers[2].conv.weight[1] = 0.5
+    assert Scores("magnitude", model.layers).mean()[2][1] == 0.5
+
+
+def test_unknown_criterion_and_scores_without_a_minibatch_are_refused(model):
+    with pytest.raises(ValueError, match="choose one of taylor"):
+        Scores("tailor", model.layers)
+    with pytest.raises(RuntimeError, match="seen none"):
+        Scores("taylor", model.layers).mean()

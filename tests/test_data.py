@@ -1,0 +1,142 @@
+"""Augmentation keeps image and targets aligned; rooms is what its card says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mtprune_utils.data import Split, augment, load_dataset, random_batches
+from mtprune_utils.data.rooms import FOLDER
+
+from conftest import random_split
+
+
+def ramp(size: int = 64) -> Split:
+    """An image whose red is its x and whose green is its y; depth and class say the same, normals point along x."""
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    image = torch.stack([x, y, 0 * x]).to(torch.uint8).repeat(8, 1, 1, 1)
+    normals = torch.zeros(8, 3, size, size).half()
+    normals[:, 0] = 1
+    return Split(image, {"segmentation": image[:, 0], "depth": image[:, 1:2].float() + 1, "normals": normals})
+
+
+def test_augmentation_moves_image_and_targets_together():
+    images, targets = augment(ramp(), 32, (0.75, 1.5), False, torch.Generator().manual_seed(0))
+    red, green = ((images[:, c] + 1) * 127.5 for c in (0, 1))
+    assert (red - targets["segmentation"]).abs().max() <= 1  # nearest against bilinear: at most half a pixel each way
+    assert (green - (targets["depth"][:, 0] - 1)).abs().max() <= 1
+    mirrored = red[:, 0, 0] > red[:, 0, -1]
+    assert mirrored.any() and not mirrored.all()
+    assert torch.equal(targets["normals"][:, 0].mean((1, 2)) < 0, mirrored)
+
+
+def test_depth_follows_the_scale_only_if_asked():
+    draws = [augment(ramp(), 32, (0.75, 1.5), follows, torch.Generator().manual_seed(0)) for follows in (False, True)]
+    red = draws[0][0][:, 0] * 127.5
+    scale = 1 / (red[:, 0, 1:] - red[:, 0, :-1]).abs().mean(1)  # one source pixel per target pixel at scale 1
+    ratio = draws[0][1]["depth"] / draws[1][1]["depth"]
+    assert torch.allclose(ratio[:, 0, 0, 0], scale, rtol=0.02)
+    assert ratio.std((1, 2, 3)).max() < 1e-5
+
+
+def test_what_falls_outside_the_image_is_invalid():
+    images, targets = augment(ramp(32), 32, (0.5, 0.5), False, torch.Generator().manual_seed(0))
+    outside = targets["segmentation"] == 255
+    assert 0.7 < outside.float().mean() < 0.8
+    assert torch.equal(outside, targets["depth"][:, 0] == 0) and torch.equal(outside, targets["normals"][:, 0] == 0)
+
+
+def test_normals_agree_with_depth_after_scale_crop_and_mirror():
+    """A plane seen by a pinhole camera: normals recomputed from the transformed depth are the transformed normals."""
+    size, focal = 64, 70.0
+    y, x = torch.meshgrid(torch.arange(size) - 31.5, torch.arange(size) - 31.5, indexing="ij")
+    normal = torch.nn.functional.normalize(torch.tensor([0.5, 0.3, 0.8]), dim=0)
+    rays = torch.stack([x / focal, -y / focal, -torch.ones_like(x)])
+    depth = -3 / (normal.view(3, 1, 1) * rays).sum(0)  # the plane <n, p> = -3
+    batch = Split(
+        torch.zeros(8, 3, size, size, dtype=torch.uint8),
+        {"depth": depth.repeat(8, 1, 1, 1), "normals": normal.view(1, 3, 1, 1).repeat(8, 1, size, size)},
+    )
+    # Depth is linear in neither x nor y, but its inverse is: n_x / n_z and n_y / n_z are the inverse's slopes.
+    _, targets = augment(batch, 32, (1.0, 1.0), False, torch.Generator().manual_seed(0))
+    inverse = 1 / targets["depth"][:, 0]
+    slope_x = (inverse[:, :, 1:] - inverse[:, :, :-1]).mean((1, 2)) * focal
+    slope_y = (inverse[:, 1:] - inverse[:, :-1]).mean((1, 2)) * focal
+    n = targets["normals"].mean((2, 3))
+    torch.testing.assert_close(slope_x / slope_y, -n[:, 0] / n[:, 1], rtol=0.02, atol=1e-3)
+    assert len({round(v, 2) for v in n[:, 0].tolist()}) == 2  # both mirrored and not
+
+
+def test_batches_cover_an_epoch_without_repetition_and_are_seeded():
+    split = random_split(10)
+    batches = random_batches(split, 5, torch.Generator().manual_seed(0))
+    epoch = torch.cat([next(batches).image for _ in range(2)])
+    assert len(epoch.flatten(1).unique(dim=0)) == 10
+    again = random_batches(split, 5, torch.Generator().manual_seed(0))
+    assert torch.equal(next(again).image, epoch[:5])
+    with pytest.raises(ValueError, match="a batch of 11 needs"):
+        next(random_batches(split, 11, torch.Generator()))
+
+
+def test_validation_is_held_out_of_train():
+    rooms = load_dataset("rooms", train_images=64, test_images=16)
+    assert (len(rooms.train), len(rooms.validation), len(rooms.test)) == (56, 8, 16)
+    seen = torch.cat([rooms.train.image, rooms.validation.image, rooms.test.image]).flatten(1)
+    assert len(seen.unique(dim=0)) == 80
+
+
+def test_rooms_is_complete_valid_and_small():
+    rooms = load_dataset("rooms")
+    assert len(rooms.train) + len(rooms.validation) == 1024 and len(rooms.test) == 256
+    assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 40 * 2**20
+    for split in (rooms.train, rooms.validation, rooms.test):
+        assert split.image.shape[1:] == (3, 128, 128)
+        labels, depth, normals = (split.targets[task] for task in ("segmentation", "depth", "normals"))
+        assert labels.max() < len(rooms.classes)
+        assert 0.2 < depth.min() and depth.max() < 12
+        assert (normals.float().norm(dim=1) - 1).abs().max() < 2e-3
+    shares = torch.bincount(rooms.train.targets["segmentation"].flatten().long(), minlength=len(rooms.classes)).float()
+    assert len(rooms.classes) >= 10 and (shares > 0).all() and shares.max() / shares.sum() < 0.4
+
+
+def test_rooms_normals_agree_with_its_depth():
+    """On smooth surfaces, the normal recomputed from neighbouring depths is the stored one."""
+    rooms = load_dataset("rooms", test_images=32)
+    depth, stored = rooms.test.targets["depth"][:, 0], rooms.test.targets["normals"].float()
+    size = depth.shape[-1]
+    focal = size / 2 / np.tan(np.radians(65 / 2))
+    y, x = torch.meshgrid(torch.arange(size) + 0.5 - size / 2, torch.arange(size) + 0.5 - size / 2, indexing="ij")
+    points = torch.stack([x / focal * depth, -y / focal * depth, -depth], 1)
+    right, down = points[:, :, :-1, 1:] - points[:, :, :-1, :-1], points[:, :, 1:, :-1] - points[:, :, :-1, :-1]
+    recomputed = torch.nn.functional.normalize(torch.linalg.cross(down, right, dim=1), dim=1)
+    angle = (recomputed * stored[:, :, :-1, :-1]).sum(1).clamp(-1, 1).acos().rad2deg()
+    assert angle.median() < 3
+
+
+def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="train.parquet, which is not there"):
+        load_dataset("rooms", root=str(tmp_path))
+    (tmp_path / "train.parquet").write_bytes((FOLDER / "train.parquet").read_bytes()[:1000])
+    with pytest.raises(ValueError, match="train.parquet is not a readable Parquet file"):
+        load_dataset("rooms", root=str(tmp_path))
+    with pytest.raises(ValueError, match="choose one of rooms"):
+        load_dataset("room")
+    with pytest.raises(ValueError, match="only 1024"):
+        load_dataset("rooms", train_images=5000)
+
+
+@pytest.mark.parametrize("split, row", [("train", 5), ("test", 100)])
+def test_the_generator_renders_the_shipped_images_again(split, row):
+    from mtprune_utils.data.render_rooms import render
+
+    import pyarrow.parquet
+
+    seed = pyarrow.parquet.read_table(FOLDER / f"{split}.parquet", columns=["seed"])["seed"][row].as_py()
+    again = render(seed)
+    rooms = load_dataset("rooms")
+    shipped = rooms.test[row] if split == "test" else rooms.train[row]
+    assert (shipped.targets["segmentation"].numpy() == again["segmentation"]).mean() >= 0.999
+    difference = np.abs(shipped.image.permute(1, 2, 0).numpy().astype(int) - again["image"].astype(int))
+    assert difference.mean() < 2

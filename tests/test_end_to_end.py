@@ -1,0 +1,85 @@
+"""`make figures` in small: the smoke batch in a temporary folder, and what its figures' tables must hold."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch")
+
+
+@pytest.fixture(scope="module")
+def batch(tmp_path_factory):
+    """The folder of figures, and a function that runs the batch again."""
+    place = tmp_path_factory.mktemp("batch")
+
+    def run():
+        command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke"]
+        folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
+        return subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+    first = run()
+    assert first.returncode == 0, first.stdout + first.stderr
+    return place, run
+
+
+def test_every_figure_has_data_and_provenance(batch):
+    place, _ = batch
+    for name in NAMES:
+        for kind in ("png", "pdf", "csv", "json"):
+            assert (place / "figures" / "smoke" / f"{name}.{kind}").stat().st_size > 0
+        origin = json.loads((place / "figures" / "smoke" / f"{name}.json").read_text())
+        assert origin["profile"]["name"] == "smoke" and origin["seeds"] == [0, 1]
+        assert {"commit", "dirty", "code", "python", "packages", "runs"} <= set(origin)
+        assert all(len(run["data_digest"]) == 16 for run in origin["runs"].values())
+
+
+def test_figure_1_compares_both_criteria_from_the_dense_network_to_the_floor(batch):
+    table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig1_iterative_pruning.csv")
+    assert table.notna().all(axis=None)
+    assert set(table["criterion"]) == {"taylor", "cosprune"} and set(table["seeds"]) == {2}
+    filters = table[table["size"] == "filters"].groupby(["criterion", "metric"])["x"]
+    assert filters.min().round(6).eq(65).all() and filters.max().round(6).eq(272).all()
+    dense = table.sort_values("x").groupby(["size", "metric", "criterion"])["mean"].last().unstack("criterion")
+    assert (dense["taylor"] - dense["cosprune"]).abs().max() < 1e-9, "both start from the same dense weights"
+    shares = table[table["metric"] == "segmentation.pixel_accuracy"]["mean"]
+    assert shares.between(0, 1).all()
+
+
+def test_figure_2_starts_whole_and_ends_at_the_floor(batch):
+    table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig2_layer_widths.csv")
+    assert set(table["layer"]) == set(range(13))
+    assert (table[table["filters"] == 272]["share"] == 1).all()
+    last = table[table["filters"] == 65].sort_values(["criterion", "layer"])
+    assert last.groupby("criterion")["share"].apply(list).map(lambda s: s[0] == 5 / 8 and s[-1] == 5 / 32).all()
+    assert table["cosine"].between(-0.5, 1).all() and table["dead_share"].between(0, 1).all()
+
+
+def test_figure_3_has_both_arms_at_the_same_sizes(batch):
+    table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig3_retrained_from_scratch.csv")
+    scratch, iterative = (table[table["arm"] == arm] for arm in ("from scratch", "iterative"))
+    assert len(scratch) == 3 * 2 and set(scratch["seeds"]) == {2}
+    assert scratch["x"].between(iterative["x"].min(), iterative["x"].max()).all()
+
+
+def test_pruning_and_retraining_agree_on_the_architecture(batch):
+    runs = batch[0] / "runs" / "smoke"
+    for retrain in sorted((runs / "retrain").iterdir()):
+        params = json.loads((retrain / "params.json").read_text())
+        pruned = pd.read_csv(runs / "prune" / params["inputs"][0] / "evaluations.csv")
+        found = pd.read_csv(retrain / "evaluations.csv").iloc[0]
+        match = pruned[(pruned["widths"] == found["widths"]) & (pruned["phase"] == "recovered")]
+        assert match["parameters"].tolist() == [found["parameters"]]
+
+
+def test_nothing_is_done_twice(batch):
+    place, run = batch
+    marks = {path: path.stat().st_mtime_ns for path in place.rglob("done.json")}
+    assert len(marks) == 2 + 4 + 4
+    again = run()
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in place.rglob("done.json")} == marks

@@ -1,0 +1,105 @@
+"""The paper's counts, and networks that survive a round trip through a file."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtprune_utils import models
+from mtprune_utils.models import Architecture, build, complexity, load_model, model_bytes
+
+NYU = {"segmentation": 40, "normals": 3, "depth": 1}
+
+
+@pytest.mark.parametrize(
+    "widths, parameters, backbone_parameters, giga_macs",
+    [
+        (models.VGG16_WIDTHS, 84_125_680, 14_714_688, 38.28),
+        ((19, 60, 113, 122, 236, 243, 223, 451, 419, 299, 173, 60, 6), 19_208_302, 5_756_862, 21.47),
+        ((36, 60, 119, 123, 248, 252, 247, 494, 492, 439, 318, 175, 21), 23_746_774, 8_636_454, 26.65),
+    ],
+)
+def test_counts_are_the_papers(widths, parameters, backbone_parameters, giga_macs):
+    counts = complexity(Architecture(NYU, widths=widths), (321, 321))
+    assert counts["parameters"] == parameters
+    assert counts["backbone_parameters"] == backbone_parameters
+    assert counts["filters"] == sum(widths)
+    assert counts["macs"] / 1e9 == pytest.approx(giga_macs, abs=0.005)
+
+
+def test_macs_of_the_backbone_alone():
+    shared = complexity(Architecture(NYU), (321, 321))["macs"]
+    narrow_heads = complexity(Architecture(NYU, head_width=1), (321, 321))["macs"]
+    assert narrow_heads / 1e9 == pytest.approx(31.34, abs=0.02)
+    assert (shared - narrow_heads) / 1e9 == pytest.approx(6.94, abs=0.02)
+
+
+@pytest.mark.parametrize("stride", [8, 32])
+@pytest.mark.parametrize("backbone", list(models.BACKBONES))
+def test_output_shapes(architecture, backbone, stride):
+    model = build(replace(architecture, backbone=backbone, stride=stride), seed=0)
+    outputs = model(torch.zeros(2, 3, 64, 96))
+    assert {name: tuple(out.shape) for name, out in outputs.items()} == {
+        name: (2, channels, 64 // stride, 96 // stride) for name, channels in architecture.tasks.items()
+    }
+
+
+def test_build_is_seeded_kaiming_fan_out():
+    architecture = Architecture(NYU, head_width=16)
+    one, same, other = build(architecture, 1), build(architecture, 1), build(architecture, 2)
+    weights = [model.layers[5].conv.weight for model in (one, same, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+    fan_out = weights[0].shape[0] * 9
+    assert weights[0].std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
+    assert all(layer.conv.bias.abs().sum() == 0 for layer in one.layers)
+
+
+@pytest.mark.parametrize("backbone", list(models.BACKBONES))
+def test_round_trip_through_a_file(architecture, backbone, tmp_path):
+    model = build(replace(architecture, backbone=backbone), seed=3).eval()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model_bytes(model))
+    loaded = load_model(path).eval()
+    images = torch.randn(1, 3, 32, 32)
+    assert loaded.architecture == model.architecture
+    for task, output in model(images).items():
+        assert torch.equal(loaded(images)[task], output)
+
+
+def test_a_broken_file_is_one_clear_line(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model_bytes(model)[:-100])
+    with pytest.raises(ValueError, match="model.safetensors is not a network written by mtprune"):
+        load_model(path)
+
+
+def test_imagenet_weights_fill_the_backbone(monkeypatch):
+    import torchvision.models
+
+    source = torchvision.models.vgg16(weights=None)
+    monkeypatch.setattr(torchvision.models, "vgg16", lambda weights: source)
+    model = build(Architecture(NYU, head_width=8), seed=0)
+    models.load_imagenet_backbone(model)
+    assert torch.equal(model.layers[12].conv.weight, source.features[28].weight)
+
+
+def test_no_imagenet_weights_is_one_clear_line(monkeypatch):
+    import torchvision.models
+    from urllib.error import URLError
+
+    def refuse(weights):
+        raise URLError("no route")
+
+    monkeypatch.setattr(torchvision.models, "vgg16", refuse)
+    with pytest.raises(RuntimeError, match="override pretrained with false"):
+        models.load_imagenet_backbone(build(Architecture(NYU, head_width=8), seed=0))
+
+
+def test_bad_architectures_are_refused():
+    for bad, message in [
+        ({"backbone": "vgg17"}, "choose one of vgg16"),
+        ({"widths": (1, 2)}, "13 positive numbers"),
+        ({"stride": 5}, "stride must be"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Architecture(NYU, **bad)

@@ -1,0 +1,138 @@
+"""The selector's rules, and that removing filters is the same as masking them, optimizer included."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtprune_utils.models import build
+from mtprune_utils.pruning import Pruner, removable_filters, select_filters
+
+from test_criteria import losses_of
+
+
+def lists(chosen):
+    return [indices.tolist() for indices in chosen]
+
+
+def test_ranking_is_global_and_the_floor_holds():
+    scores = [torch.tensor([0.1, 0.2, 0.3, 0.4]), torch.tensor([0.15, 0.9, 0.8, 0.7])]
+    assert lists(select_filters(scores, 2, floor=2)) == [[0], [0]]
+    assert lists(select_filters(scores, 3, floor=2)) == [[0, 1], [0]]
+    assert lists(select_filters(scores, 4, floor=2)) == [[0, 1], [0, 3]]  # layer 0 is at its floor
+
+
+def test_ties_break_by_layer_then_filter():
+    scores = [torch.zeros(4), torch.zeros(4)]
+    assert lists(select_filters(scores, 3, floor=2)) == [[0, 1], [0]]
+    assert lists(select_filters([torch.tensor([1.0, 0.0, 0.0]), torch.zeros(3)], 2, floor=1)) == [[1, 2], []]
+
+
+def test_asking_for_more_than_there_is_says_how_many_there_are():
+    scores = [torch.rand(4), torch.rand(6)]
+    assert removable_filters([4, 6], 5) == 1
+    with pytest.raises(ValueError, match="asked to remove 2 filters, but only 1 are above the floor of 5"):
+        select_filters(scores, 2, floor=5)
+
+
+def test_nan_scores_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        select_filters([torch.tensor([float("nan"), 1, 2])], 1, floor=1)
+
+
+def masked(model, removed):
+    """The reference: filters silenced by masks behind the activations, nothing removed."""
+    activations = [m for m in model.backbone if isinstance(m, torch.nn.ReLU)]
+    for relu, layer, indices in zip(activations, model.layers, removed):
+        mask = torch.ones(1, layer.conv.out_channels, 1, 1, dtype=layer.conv.weight.dtype)
+        mask[:, indices] = 0
+        relu.inplace = False
+        relu.register_forward_hook(lambda module, inputs, output, mask=mask: output * mask)
+
+
+def steps(model, optimizer, seeds):
+    history = []
+    for seed in seeds:
+        optimizer.zero_grad()
+        loss = sum(losses_of(model, seed).values())
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def pruned_and_masked(architecture, drop_optimizer_state: bool):
+    """Ten AdamW steps, surgery, ten more; the same with masks. Returns losses and kept weights of both."""
+    results = []
+    for remove in (True, False):
+        model = build(architecture, seed=0).double()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+        steps(model, optimizer, range(10))
+        scores = [layer.conv.weight.detach().abs().flatten(1).sum(1) for layer in model.layers]
+        removed = select_filters(scores, 40, floor=5)
+        assert sum(map(len, removed)) == 40
+        if remove:
+            Pruner(model).remove(removed, optimizer)
+            if drop_optimizer_state:
+                optimizer.state.clear()
+        else:
+            masked(model, removed)
+        losses = steps(model, optimizer, range(10, 20))
+        kept = [[i for i in range(len(score)) if i not in set(indices.tolist())] for score, indices in zip(scores, removed)]
+        weights = [layer.conv.weight.detach() for layer in model.layers]
+        if not remove:
+            inputs = [list(range(3)), *kept[:-1]]
+            weights = [weight[out][:, into] for weight, out, into in zip(weights, kept, inputs)]
+        heads = [p.detach() for p in model.heads.parameters()]
+        if not remove:
+            heads = [p[:, kept[-1]] if p.dim() == 4 and p.shape[2] == 3 else p for p in heads]
+        results.append((losses, weights + heads))
+    return results
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg16_bn"])
+def test_removal_trains_on_exactly_as_masks_do(architecture, backbone):
+    (losses, weights), (masked_losses, masked_weights) = pruned_and_masked(replace(architecture, backbone=backbone), False)
+    assert losses == pytest.approx(masked_losses, rel=1e-10)
+    for ours, reference in zip(weights, masked_weights, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_the_comparison_fails_if_the_optimizer_forgets(architecture):
+    (losses, _), (masked_losses, _) = pruned_and_masked(architecture, drop_optimizer_state=True)
+    assert losses != pytest.approx(masked_losses, rel=1e-10)
+
+
+def test_outputs_equal_the_masked_networks_in_float32(architecture):
+    reference, model = build(architecture, seed=1).eval(), build(architecture, seed=1).eval()
+    removed = [torch.arange(layer.conv.out_channels - 5) for layer in model.layers]
+    masked(reference, removed)
+    Pruner(model).remove(removed)
+    assert model.architecture.widths == (5,) * 13
+    images = torch.randn(2, 3, 48, 48)
+    for task, output in model(images).items():
+        torch.testing.assert_close(output, reference(images)[task], rtol=1e-5, atol=1e-5)
+
+
+def test_filters_are_gone_and_the_optimizer_knows_only_what_is_left(model):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    steps(model, optimizer, range(2))
+    pruner = Pruner(model)
+    before = sum(p.numel() for p in model.parameters())
+    for _ in range(2):  # the graph is traced once and serves again
+        scores = [torch.rand(layer.conv.out_channels) for layer in model.layers]
+        pruner.remove(select_filters(scores, 15, floor=5), optimizer)
+        steps(model, optimizer, range(2))
+    assert sum(p.numel() for p in model.parameters()) < before
+    assert model.architecture.filters == 134 - 30
+    in_groups = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in in_groups} == {id(p) for p in model.parameters()} == {id(p) for p in optimizer.state}
+    assert all(state["exp_avg"].shape == p.shape for p, state in optimizer.state.items())
+
+
+def test_tracing_leaves_train_mode_and_batch_statistics_alone(architecture):
+    model = build(replace(architecture, backbone="vgg16_bn"), seed=0).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    Pruner(model)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())

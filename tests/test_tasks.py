@@ -1,0 +1,80 @@
+"""Losses and metrics against NumPy, with every kind of invalid pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtprune_utils import tasks
+
+
+def metrics(task, batches):
+    meter = task.meter()
+    for output, target in batches:
+        meter.update(output, target)
+    return meter.compute()
+
+
+def test_segmentation_accumulates_pixels_and_skips_classes_that_never_occur():
+    rng = np.random.default_rng(0)
+    target = rng.integers(0, 4, (3, 6, 7)).astype(np.uint8)  # class 4 is absent
+    target[rng.random(target.shape) < 0.2] = tasks.IGNORE
+    target[2] = tasks.IGNORE  # an image without a label
+    predicted = rng.integers(0, 4, target.shape)
+    output = torch.nn.functional.one_hot(torch.from_numpy(predicted), 5).permute(0, 3, 1, 2).float()
+    truth = torch.from_numpy(target)
+    ours = metrics(tasks.segmentation(5), [(output[:2], truth[:2]), (output[2:], truth[2:])])
+    valid = target != tasks.IGNORE
+    assert ours["pixel_accuracy"] == pytest.approx((predicted == target)[valid].mean())
+    ious = [((predicted == c) & (target == c))[valid].sum() / (((predicted == c) | (target == c))[valid]).sum() for c in range(4)]
+    assert ours["miou"] == pytest.approx(np.mean(ious))
+
+
+def test_depth_masks_missing_readings_and_a_negative_prediction_fails_every_share():
+    target = torch.tensor([2.0, 4.0, 0.0, 1.0, 1.0]).view(1, 1, 1, 5)
+    output = torch.tensor([2.2, 2.0, 9.0, -1.0, 1.3]).view(1, 1, 1, 5)
+    ours = metrics(tasks.depth(), [(output, target)])
+    assert ours["absolute_error"] == pytest.approx((0.2 + 2 + 2 + 0.3) / 4)
+    assert ours["relative_error"] == pytest.approx((0.1 + 0.5 + 2 + 0.3) / 4)
+    assert [ours[f"delta{k}"] for k in (1, 2, 3)] == pytest.approx([0.25, 0.5, 0.5])
+
+
+def test_normals_skip_the_zero_vector_and_do_not_need_unit_predictions():
+    target = torch.tensor([[0.0, 0, 1], [0, 0, 1], [0, 0, 0], [1, 0, 0]]).T.reshape(1, 3, 1, 4)
+    output = torch.tensor([[0.0, 0, 9], [0, 2, 2], [1, 0, 0], [0, 0, 5]]).T.reshape(1, 3, 1, 4)
+    ours = metrics(tasks.normals(), [(output, target)])
+    assert ours["mean_angle"] == pytest.approx((0 + 45 + 90) / 3, abs=1e-3)
+    assert ours["median_angle"] == pytest.approx(45, abs=1e-3)
+    assert [ours[f"within_{limit}"] for limit in (11.25, 22.5, 30)] == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    "task, output, valid, invalid",
+    [
+        (tasks.segmentation(3), torch.randn(1, 3, 1, 2), 1, 255),
+        (tasks.depth(), torch.randn(1, 1, 1, 2), 2.0, 0.0),
+        (tasks.normals(), torch.randn(1, 3, 1, 2), 0.577, 0.0),
+    ],
+    ids=["segmentation", "depth", "normals"],
+)
+def test_losses_average_over_valid_pixels_only(task, output, valid, invalid):
+    shape = (1, 1, 2) if task.name == "segmentation" else output.shape
+    target = torch.full(shape, valid)
+    both = target.clone()
+    both[..., 1] = invalid
+    assert task.loss(output, both) == pytest.approx(task.loss(output[..., :1], target[..., :1]).item(), rel=1e-5)
+    assert task.loss(output, torch.full(shape, invalid)) == 0
+
+
+def test_targets_are_resized_by_nearest_neighbour():
+    target = torch.arange(7 * 9, dtype=torch.float32).view(1, 1, 7, 9)
+    expected = torch.nn.functional.interpolate(target, (3, 4), mode="nearest")
+    assert torch.equal(tasks.resize_target(target, (3, 4)), expected)
+    assert torch.equal(tasks.resize_target(target[:, 0].long(), (3, 4)), expected[:, 0].long())
+
+
+def test_delta_m_is_the_mean_signed_relative_change():
+    task_set = {task.name: task for task in (tasks.segmentation(3), tasks.depth())}
+    reference = {"segmentation.miou": 0.5, "depth.relative_error": 0.2}
+    better = {"segmentation.miou": 0.55, "depth.relative_error": 0.18}
+    assert tasks.delta_m(task_set, better, reference) == pytest.approx(0.1)
+    assert tasks.delta_m(task_set, reference, reference) == 0

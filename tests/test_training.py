@@ -1,0 +1,102 @@
+"""The loop: what it trains, what it removes, what it records, and that it learns."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from mtprune_utils.models import build
+from mtprune_utils.profiles import Optimization, Profile, Pruning
+from mtprune_utils.training import Diverged, Trainer, evaluate, prune_iteratively, train, trivial_predictors
+
+from conftest import TASKS, WIDTHS
+
+PROFILE = Profile(
+    "tiny", crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
+    dense=Optimization(steps=6, evaluations=3),
+    prune=Pruning(lr=1e-3, schedule="constant", every=2, filters=25, cosine_batches=1),
+)
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "magnitude", "random"])
+def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, criterion):
+    measured = list(prune_iteratively(model, dataset, PROFILE, criterion, seed=0))
+    rows = [row for row, _ in measured]
+    # 134 filters; 69 above the floor of 5 in 13 layers: 25 + 25 + the 19 that the floor leaves.
+    assert [(row["phase"], row["filters"]) for row in rows] == [
+        ("dense", 134), ("removed", 109), ("recovered", 109), ("removed", 84), ("recovered", 84),
+        ("removed", 65), ("recovered", 65),
+    ]
+    assert model.architecture.widths == (5,) * 13
+    assert [row["step"] for row in rows] == [0, 2, 4, 4, 6, 6, 8]
+    assert rows[0]["parameters"] > rows[-1]["parameters"] and rows[0]["macs"] > rows[-1]["macs"]
+    assert len({tuple(row) for row in rows}) == 1, "every row has the same columns"
+    layers = [row for _, table in measured for row in table]
+    assert len(layers) == 4 * 13
+    assert sum(row["removed_next"] for row in layers) == 69
+    assert all(-0.5 - 1e-6 <= row["cosine"] <= 1 + 1e-6 for row in layers)  # three vectors cannot all be opposed
+    assert all(row["width"] >= 5 for row in layers)
+
+
+def test_equal_seeds_give_equal_results_and_different_seeds_do_not(architecture, dataset):
+    def last_row(seed):
+        return list(prune_iteratively(build(architecture, 0), dataset, PROFILE, "taylor", seed))[-1][0]
+
+    assert last_row(0) == last_row(0)
+    assert last_row(0) != last_row(1)
+
+
+def test_a_scored_step_is_a_plain_step(architecture, dataset):
+    """Training with CosPrune's per-task passes ends with the weights of training on the summed loss."""
+    from mtprune_utils.criteria import Scores
+
+    ends = []
+    for name in (None, "taylor", "cosprune"):
+        model = build(architecture, 0)
+        trainer = Trainer(model, dataset, PROFILE, replace(PROFILE.dense, optimizer="adamw"), 5, seed=0)
+        for _ in range(5):
+            trainer.step([Scores(name, model.layers)] if name else [])
+        ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(ends[0], ends[1])
+    torch.testing.assert_close(ends[0], ends[2], rtol=1e-3, atol=1e-4)
+
+
+def test_training_learns_and_keeps_the_best_validation_weights(architecture, dataset):
+    learnable = replace(dataset, train=dataset.validation[torch.arange(16) % 8])  # eight images, seen often
+    model = build(architecture, 0)
+    before = evaluate(model, learnable.train, TASKS, 8)
+    curve = train(model, learnable, PROFILE, Optimization(lr=3e-3, steps=60, evaluations=4), seed=0, report=lambda line: None)
+    after = evaluate(model, learnable.train, TASKS, 8)
+    assert [row["step"] for row in curve] == [15, 30, 45, 60]
+    assert after["depth.loss"] < 0.7 * before["depth.loss"]
+    totals = [sum(row[f"{task}.loss"] for task in TASKS) for row in curve]
+    assert [row["selected"] for row in curve] == [int(total == min(totals)) for total in totals]
+    kept = evaluate(model, dataset.validation, TASKS, 8)
+    assert sum(kept[f"{task}.loss"] for task in TASKS) == pytest.approx(min(totals), rel=1e-6)
+
+
+def test_a_diverged_loss_stops_with_step_and_task(model, dataset):
+    with torch.no_grad():
+        model.heads["depth"].branches[0][-1].bias.fill_(float("nan"))
+    with pytest.raises(Diverged, match=r"train.depth.loss is nan in the 2 steps before step 2: lower the learning rate"):
+        train(model, dataset, PROFILE, PROFILE.dense, seed=0)
+
+
+def test_evaluation_has_no_side_effects_and_ignores_the_batch_size(architecture, dataset):
+    model = build(replace(architecture, backbone="vgg16_bn"), 0).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small, large = evaluate(model, dataset.test, TASKS, 3), evaluate(model, dataset.test, TASKS, 8)
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert small == pytest.approx({**large}, rel=0.05)  # losses average images, metrics pixels
+    assert small["segmentation.pixel_accuracy"] == large["segmentation.pixel_accuracy"]
+
+
+def test_the_position_prior_predicts_what_each_position_usually_is(dataset):
+    constant = dataset.train.targets["depth"][:1].expand(len(dataset.train), -1, -1, -1)
+    targets = {**dataset.train.targets, "depth": constant}
+    same = replace(dataset, train=replace(dataset.train, targets=targets), test=replace(dataset.train, targets=targets))
+    scores = trivial_predictors(same)
+    assert scores["position prior"]["depth.absolute_error"] == 0
+    assert scores["constant"]["depth.absolute_error"] > 0.5
+    assert scores["position prior"]["segmentation.pixel_accuracy"] > scores["constant"]["segmentation.pixel_accuracy"]
+    assert scores["position prior"]["normals.mean_angle"] < scores["constant"]["normals.mean_angle"]
