@@ -4,7 +4,8 @@
 #
 # A run folder's name carries a hash of every number that its results depend on, so a changed number makes a new run.
 # What is left to track is the code: the param `code`. The notebook's arguments come from a function of the output,
-# which Snakemake does not track: a number that a stage does not use must not re-train it.
+# which Snakemake does not track: a number that a stage does not use must not re-train it. The executed notebook is no
+# `log:`, because Snakemake deletes logs before a job and leaves an empty file where a failed one wrote none.
 
 import json
 import shlex
@@ -46,7 +47,7 @@ STAGE_FILES = {  # done.json is written last, and makes a run count as finished
 FIGURE_FILES = [f"{FIGURES_FOLDER}/{PROFILE.name}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
 RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
     f"exec {shlex.quote(sys.executable)} -m mtprune_utils.batch notebook "
-    "{params.notebook} {log:q} --expect {output:q} {params.arguments}"
+    "{params.notebook} {params.executed:q} --expect {output:q} {params.arguments}"
 )
 
 
@@ -121,11 +122,10 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
             upstream(stage),
         output:
             [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
-        log:
-            f"{RUNS_FOLDER}/{stage}/{{name}}/notebook.ipynb",
         params:
             code=code_digest(stage) + notebook_digest(notebook),
             notebook=notebook,
+            executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
         resources:
             gpu=1 if visible_gpus() else 0,
@@ -138,11 +138,10 @@ rule figure:
         figure_inputs,
     output:
         FIGURE_FILES,
-    log:
-        f"{RUNS_FOLDER}/figures/{{figure}}.ipynb",
     params:
         code=figure_code,
         notebook=lambda wildcards: FIGURES[wildcards.figure][0],
+        executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
     shell:
         RUN

@@ -359,9 +359,10 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
         config_file = folder / "batch.json"
         config_file.write_text(json.dumps(config, indent=1) + "\n")
         command = snakemake_command(jobs, config_file)
-        code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
-        lock.truncate(0)
-        return code
+        try:
+            return _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
+        finally:
+            lock.truncate(0)
 
 
 def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:

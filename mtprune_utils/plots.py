@@ -1,11 +1,11 @@
 """Figures, each with the plotted data and its provenance beside it."""
 
 import io
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -98,10 +98,15 @@ def _size_axis(axis, label: str) -> None:
     axis.invert_xaxis()
 
 
-def _levels(axis, dense: float, prior: float) -> None:
-    """Where the curve starts, and what a predictor reaches that never looks at the image."""
-    axis.axhline(dense, color="black", linewidth=0.8, linestyle=":", label="dense network")
-    axis.axhline(prior, color="tab:red", linewidth=0.8, linestyle=":", label="position prior")
+def _levels(dense: pd.DataFrame, trivial: pd.DataFrame) -> Callable[[str], dict[str, float]]:
+    """Where a metric's curve starts, and what a predictor reaches that never looks at the image."""
+    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
+    return lambda metric: {"dense_network": dense[metric].mean(), "position_prior": prior[metric]}
+
+
+def _draw_levels(axis, dense_network: float, position_prior: float) -> None:
+    axis.axhline(dense_network, color="black", linewidth=0.8, linestyle=":", label="dense network")
+    axis.axhline(position_prior, color="tab:red", linewidth=0.8, linestyle=":", label="position prior")
 
 
 def _curve(axis, data: pd.DataFrame, **style) -> None:
@@ -117,7 +122,7 @@ def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: p
     the figure and the plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
-    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
+    levels = _levels(dense, trivial)
     figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
@@ -125,8 +130,8 @@ def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: p
             for criterion, table in recovered.groupby("criterion", sort=False):
                 curve = stats.curve_over_seeds(table, size, metric)
                 _curve(axis, curve, color=COLOURS[criterion], label=LABELS[criterion])
-                data.append(curve.assign(size=size, metric=metric, criterion=criterion))
-            _levels(axis, dense[metric].mean(), prior[metric])
+                data.append(curve.assign(size=size, metric=metric, criterion=criterion, **levels(metric)))
+            _draw_levels(axis, **levels(metric))
             axis.set(title=title)
             _size_axis(axis, size_label)
     axes[0, 0].legend()
@@ -170,7 +175,7 @@ def fig3_retrained_from_scratch(
     Mean and standard deviation over seeds. Returns the figure and the plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
-    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
+    levels = _levels(dense, trivial)
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     data = []
     for axis, (metric, title) in zip(axes, PANELS.items()):
@@ -181,9 +186,9 @@ def fig3_retrained_from_scratch(
             scratch = retrained[retrained["criterion"] == criterion]
             points = stats.points_over_seeds(scratch, "parameters", metric, by="rank")
             axis.errorbar(points["x"], points["mean"], points["sd"], color=colour, marker="o", capsize=3, label=f"{label}, from scratch")
-            data += [iterative.assign(arm="iterative", metric=metric, criterion=criterion),
-                     points.assign(arm="from scratch", metric=metric, criterion=criterion)]
-        _levels(axis, dense[metric].mean(), prior[metric])
+            for arm, curve in (("iterative", iterative), ("from scratch", points)):
+                data.append(curve.assign(arm=arm, metric=metric, criterion=criterion, **levels(metric)))
+        _draw_levels(axis, **levels(metric))
         axis.set(title=title)
         _size_axis(axis, "parameters")
     axes[0].legend(fontsize="small")
@@ -191,7 +196,7 @@ def fig3_retrained_from_scratch(
 
 
 def _tidy(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table, the columns that name a curve in front of x, mean, sd and seeds."""
+    """One table, the columns that name a curve in front of the numbers."""
     table = pd.concat(parts, ignore_index=True)
-    names = [column for column in table if column not in ("x", "mean", "sd", "seeds")]
-    return table[[*names, "x", "mean", "sd", "seeds"]].astype({"seeds": np.int64})
+    numbers = ["x", "mean", "sd", "seeds", "dense_network", "position_prior"]
+    return table[[*(column for column in table if column not in numbers), *numbers]]

@@ -306,6 +306,7 @@ def test_failure_is_told_and_what_is_finished_is_kept(repository):
     assert f"1 job failed:\n  {reason}\n" in result.stdout
     failed = re.search(r"runs/smoke/retrain/\S+/notebook.failed.ipynb", result.stdout)[0]
     assert "a broken stage" in (repository / failed).read_text()
+    assert not (repository / failed).with_name("notebook.ipynb").exists()
     assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 1}
 
 

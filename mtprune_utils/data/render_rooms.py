@@ -8,10 +8,12 @@ the camera has the normal (0, 0, 1).  Mirroring an image horizontally negates a 
 
     python -m mtprune_utils.data.render_rooms --out DIR --workers 2
 """
+
 import argparse
 import colorsys
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -20,21 +22,41 @@ import time
 
 import numpy as np
 
-CLASSES = ("wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
-           "lamp", "picture", "curtain", "rug", "plant", "clutter")
+CLASSES = (
+    "wall",
+    "floor",
+    "ceiling",
+    "window",
+    "door",
+    "bed",
+    "sofa",
+    "chair",
+    "table",
+    "cabinet",
+    "lamp",
+    "picture",
+    "curtain",
+    "rug",
+    "plant",
+    "clutter",
+)
 IGNORE = 255
 FIELD_OF_VIEW = 65.0  # degrees, horizontal
 SPLITS = {"train": range(1024), "test": range(10000, 10256)}
 QUALITY = 97  # of the JPEG
-ENCODINGS = {"image": f"JPEG 4:4:4 quality {QUALITY}, sRGB", "segmentation": "8-bit PNG, class index, 255 = ignore",
-             "depth": "16-bit PNG, millimetres along the camera's z axis, 0 = invalid",
-             "normals": "8-bit RGB PNG, n = v / 127.5 - 1 (normalise after decoding), (255, 255, 255) = invalid"}
+ENCODINGS = {
+    "image": f"JPEG 4:4:4 quality {QUALITY}, sRGB",
+    "segmentation": "8-bit PNG, class index, 255 = ignore",
+    "depth": "16-bit PNG, millimetres along the camera's z axis, 0 = invalid",
+    "normals": "8-bit RGB PNG, n = v / 127.5 - 1 (normalise after decoding), (255, 255, 255) = invalid",
+}
 
 
 # ---------------------------------------------------------------------------------------- textures
 def smooth_noise(rng, rows, columns, size=96):
     """(size, size) noise in 0..1 from a periodic grid of rows x columns random values."""
     from PIL import Image
+
     grid = np.pad(rng.random((rows, columns)), ((0, 1), (0, 1)), mode="wrap").astype("float32")
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.BICUBIC)).clip(0, 1)
 
@@ -50,11 +72,15 @@ def texture(rng, kind, a, b, size=96):
         shade = rng.uniform(0, 0.8, (6, 2))[row, ((x + row * 0.37) % 1 * 2).astype(int)]
         mask = 0.7 * shade + 0.3 * grain + 0.6 * (y * 6 % 1 < 0.06)
     elif kind == "tiles":
-        mask = np.where(np.minimum(x * 3 % 1, y * 3 % 1) < 0.05, 1.0, 0.3 * rng.random((3, 3))[(y * 3).astype(int), (x * 3).astype(int)])
+        mask = np.where(
+            np.minimum(x * 3 % 1, y * 3 % 1) < 0.05,
+            1.0,
+            0.3 * rng.random((3, 3))[(y * 3).astype(int), (x * 3).astype(int)],
+        )
     elif kind == "checker":
         mask = ((x * 4).astype(int) + (y * 4).astype(int)) % 2
     elif kind == "stripes":
-        mask = (x * rng.integers(3, 7) % 1 < rng.uniform(0.2, 0.6))
+        mask = x * rng.integers(3, 7) % 1 < rng.uniform(0.2, 0.6)
     elif kind == "plaid":
         mask = 0.5 * (x * 4 % 1 < 0.4) + 0.5 * (y * 4 % 1 < 0.4)
     elif kind == "dots":
@@ -65,7 +91,9 @@ def texture(rng, kind, a, b, size=96):
         edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
         mask = (edge * rng.uniform(6, 30) % 1 < rng.uniform(0.3, 0.7)) * (edge < rng.uniform(0.1, 0.5))
     elif kind == "picture":
-        mask = (smooth_noise(rng, 4, 4) > 0.5) * 0.5 + (np.hypot(x - rng.random(), y - rng.random()) < rng.uniform(0.1, 0.4)) * 0.5
+        mask = (smooth_noise(rng, 4, 4) > 0.5) * 0.5 + (
+            np.hypot(x - rng.random(), y - rng.random()) < rng.uniform(0.1, 0.4)
+        ) * 0.5
     mask = np.asarray(mask, float).clip(0, 1)[..., None]
     image = (1 - mask) * a + mask * b
     if kind == "picture":
@@ -130,9 +158,12 @@ class Room:
     def wood(self):
         if self.chance(0.2):
             return self.paint((0, 0.2), (0.75, 1), 0.2)
-        a = (self.wood_colour if self.chance(0.7) else colour(self.rng, (0.03, 0.12), (0.2, 0.8), (0.2, 0.9)))
-        return self.material(texture(self.rng, "wood", a, a * self.u(0.25, 0.7)), self.u(0.4, 0.9),
-                             self.u(0.1, 0.3) if self.chance(0.4) else None)
+        a = self.wood_colour if self.chance(0.7) else colour(self.rng, (0.03, 0.12), (0.2, 0.8), (0.2, 0.9))
+        return self.material(
+            texture(self.rng, "wood", a, a * self.u(0.25, 0.7)),
+            self.u(0.4, 0.9),
+            self.u(0.1, 0.3) if self.chance(0.4) else None,
+        )
 
     def cloth(self):
         hue = (self.accent - 0.08, self.accent + 0.08) if self.chance(0.5) else (0, 1)
@@ -153,8 +184,9 @@ class Room:
         (m, n), steps = points.shape[:2], [np.linalg.norm(np.diff(points, axis=k), axis=2).mean(1 - k) for k in (0, 1)]
         v, u = [np.concatenate([[0], np.cumsum(s)]) for s in steps]
         corner = (np.arange(m - 1)[:, None] * n + np.arange(n - 1)).ravel()
-        faces = np.concatenate([np.stack([corner, corner + 1, corner + n + 1], 1),
-                                np.stack([corner, corner + n + 1, corner + n], 1)])
+        faces = np.concatenate(
+            [np.stack([corner, corner + 1, corner + n + 1], 1), np.stack([corner, corner + n + 1, corner + n], 1)]
+        )
         world = points.reshape(-1, 3) @ self.frame[:3, :3].T + self.frame[:3, 3]
         uv = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2) / self.materials[material][1]
         self.surfaces.setdefault((name, material), []).append((world, faces, uv))
@@ -182,10 +214,19 @@ class Room:
 
     def cushion(self, name, material, x, y, z, roundness=0.4):
         """A rounded box (superellipsoid) between (low, high) bounds."""
-        power = lambda a: np.sign(a) * np.abs(a) ** roundness
+
+        def power(a):
+            return np.sign(a) * np.abs(a) ** roundness
+
         latitude, longitude = np.linspace(-np.pi / 2, np.pi / 2, 11)[:, None], np.linspace(0, 2 * np.pi, 25)
-        unit = np.stack([power(np.cos(latitude)) * power(np.cos(longitude)), power(np.cos(latitude)) * power(np.sin(longitude)),
-                         power(np.sin(latitude)) + 0 * longitude], -1)
+        unit = np.stack(
+            [
+                power(np.cos(latitude)) * power(np.cos(longitude)),
+                power(np.cos(latitude)) * power(np.sin(longitude)),
+                power(np.sin(latitude)) + 0 * longitude,
+            ],
+            -1,
+        )
         bounds = np.array([x, y, z], float)
         self.surface(name, material, bounds.mean(1) + unit * np.ptp(bounds, axis=1) / 2)
 
@@ -212,7 +253,10 @@ class Room:
             if self.wall_lengths[k] < width + 0.1:
                 continue
             start = self.u(0.03, self.wall_lengths[k] - width - 0.03)
-            if any(start - gap < b and a < start + width + gap and z < d and c < z + height for a, b, c, d in self.on_wall[k]):
+            if any(
+                start - gap < b and a < start + width + gap and z < d and c < z + height
+                for a, b, c, d in self.on_wall[k]
+            ):
                 continue
             frame = self.walls[k] @ rigid(start + width / 2, 0.02 if depth else 0.0)
             if depth and not self.reserve(frame, width, depth):
@@ -237,7 +281,11 @@ def add_shell(r):
     w, d, h, u = r.width, r.length, r.height, r.u
     kind = r.rng.choice(["planks", "tiles", "checker", "fabric"], p=[0.5, 0.2, 0.1, 0.2])
     a = r.wood_colour if kind == "planks" else colour(r.rng, (0, 1), (0, 0.4), (0.4, 0.95))
-    floor = r.material(texture(r.rng, kind, a, a * u(0.3, 0.7)), u(0.8, 1.6), u(0.15, 0.4) if kind != "fabric" and r.chance(0.4) else None)
+    floor = r.material(
+        texture(r.rng, kind, a, a * u(0.3, 0.7)),
+        u(0.8, 1.6),
+        u(0.15, 0.4) if kind != "fabric" and r.chance(0.4) else None,
+    )
     r.surface("floor", floor, [[(0, 0, 0), (w, 0, 0)], [(0, d, 0), (w, d, 0)]])
     ceiling = r.paint((0, 0.08), (0.8, 1))
     r.surface("ceiling", ceiling, [[(0, 0, h), (w, 0, h)], [(0, d, h), (w, d, h)]])
@@ -247,13 +295,17 @@ def add_shell(r):
             r.box("ceiling", beam, (x - 0.07, x + 0.07), (0, d), (h - u(0.08, 0.15), h))
     k = r.rng.integers(4)
     door_width = u(0.75, 0.95)
-    start = r.wall_lengths[k] - door_width - u(0.08, 0.5) if r.chance(0.5) else u(0.08, r.wall_lengths[k] - door_width - 0.08)
+    start = (
+        r.wall_lengths[k] - door_width - u(0.08, 0.5)
+        if r.chance(0.5)
+        else u(0.08, r.wall_lengths[k] - door_width - 0.08)
+    )
     r.on_wall[k].append((start - 0.08, start + door_width + 0.08, 0, 2.15))
     with r.at(r.walls[k] @ rigid(start + door_width / 2)):
         r.reserve(r.frame, door_width, 0.7)
         add_door(r, door_width, u(1.95, 2.1))
     curtain, opaque = r.cloth(), r.chance(0.75)
-    for k in r.rng.permutation(4)[:r.rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15])]:
+    for k in r.rng.permutation(4)[: r.rng.choice([1, 2, 3], p=[0.4, 0.45, 0.15])]:
         width, low, high = u(0.8, min(2.4, r.wall_lengths[k] - 1.0)), u(0.1, 1.0), h - u(0.2, 0.6)
         side = u(0.2, 0.4) if opaque else 0.05
         start = u(0.1 + side, max(r.wall_lengths[k] - width - side - 0.1, 0.2 + side))
@@ -269,22 +321,33 @@ def add_shell(r):
                 add_curtains(r, curtain, width, side, u(0.02, 0.1) if r.chance(0.6) else low - 0.1, high + 0.08)
     paint = r.paint((0, 0.35), (0.65, 1))
     paper = colour(r.rng, (0, 1), (0, 0.4), (0.5, 0.95))
-    second = r.material(texture(r.rng, r.rng.choice(["stripes", "dots", "fabric", "tiles"]), paper, paper * u(0.6, 1.1)), u(0.5, 1.2)) \
-        if r.chance(0.4) else r.paint((0.1, 0.7), (0.3, 0.9))
+    second = (
+        r.material(
+            texture(r.rng, r.rng.choice(["stripes", "dots", "fabric", "tiles"]), paper, paper * u(0.6, 1.1)),
+            u(0.5, 1.2),
+        )
+        if r.chance(0.4)
+        else r.paint((0.1, 0.7), (0.3, 0.9))
+    )
     accent, skirting = r.rng.integers(8), r.paint((0, 0.3), (0.2, 1))
     for k in range(4):
         material, length = second if k == accent else paint, r.wall_lengths[k]
         with r.at(r.walls[k]):
-            xs, zs = [sorted({0.0, end, *(o[i + j] for o in r.openings[k] for j in (0, 1))}) for i, end in ((0, length), (2, h))]
-            for x0, x1 in zip(xs, xs[1:]):
-                for z0, z1 in zip(zs, zs[1:]):
+            xs, zs = [
+                sorted({0.0, end, *(o[i + j] for o in r.openings[k] for j in (0, 1))})
+                for i, end in ((0, length), (2, h))
+            ]
+            for x0, x1 in itertools.pairwise(xs):
+                for z0, z1 in itertools.pairwise(zs):
                     if not any(a <= x0 < b and c <= z0 < e for a, b, c, e in r.openings[k]):
                         r.surface("wall", material, [[(x0, 0, z0), (x1, 0, z0)], [(x0, 0, z1), (x1, 0, z1)]])
             r.box("wall", skirting, (0, length), (0, 0.012), (0, 0.08))
 
 
 def add_door(r, width, height):
-    leaf, frame = (r.wood(), r.wood()) if r.chance(0.7) else (r.paint(value=(0.3, 1), gloss=0.2), r.paint((0, 0.1), (0.8, 1)))
+    leaf, frame = (
+        (r.wood(), r.wood()) if r.chance(0.7) else (r.paint(value=(0.3, 1), gloss=0.2), r.paint((0, 0.1), (0.8, 1)))
+    )
     x = width / 2
     r.box("door", leaf, (-x, x), (0, 0.03), (0, height))
     for side in (-x - 0.07, x):
@@ -293,8 +356,20 @@ def add_door(r, width, height):
     rows, columns = r.rng.integers(1, 5), r.rng.integers(1, 3)
     for z in np.linspace(0.12, height - 0.05, rows + 1)[:-1]:
         for c in np.linspace(-x + 0.1, x - 0.02, columns + 1)[:-1]:
-            r.box("door", leaf, (c, c + (width - 0.12) / columns - 0.08), (0.03, 0.045), (z, z + (height - 0.17) / rows - 0.1))
-    r.lathe("door", r.metal(), [(0.01, 0), (0.01, 0.04), (0.03, 0.05), (0.03, 0.07), (0, 0.08)], (x - 0.07, 0.03, 1.0), (0, 1, 0))
+            r.box(
+                "door",
+                leaf,
+                (c, c + (width - 0.12) / columns - 0.08),
+                (0.03, 0.045),
+                (z, z + (height - 0.17) / rows - 0.1),
+            )
+    r.lathe(
+        "door",
+        r.metal(),
+        [(0.01, 0), (0.01, 0.04), (0.03, 0.05), (0.03, 0.07), (0, 0.08)],
+        (x - 0.07, 0.03, 1.0),
+        (0, 1, 0),
+    )
 
 
 def add_window(r, width, low, high):
@@ -337,10 +412,19 @@ def add_curtains(r, cloth, width, side, low, high):
         waves, phase = r.u(4, 8), r.u(0, 6)
         x = sign * (reach + (width / 2 + side - reach) * s)
         y = 0.08 + 0.035 * np.sin(2 * np.pi * waves * s + phase)
-        pinch = [(z, 1 - 0.35 * r.chance(0.3) * np.sin(np.pi * t)) for z, t in zip(np.linspace(low, high, 6), np.linspace(0, 1, 6))]
+        pinch = [
+            (z, 1 - 0.35 * r.chance(0.3) * np.sin(np.pi * t))
+            for z, t in zip(np.linspace(low, high, 6), np.linspace(0, 1, 6))
+        ]
         edge = sign * (width / 2 + side)
         r.surface("curtain", cloth, [np.stack([edge + (x - edge) * p, y, 0 * x + z], 1) for z, p in pinch])
-    r.rod("curtain", r.metal(), (-width / 2 - side - 0.06, 0.08, high + 0.02), (width / 2 + side + 0.06, 0.08, high + 0.02), 0.015)
+    r.rod(
+        "curtain",
+        r.metal(),
+        (-width / 2 - side - 0.06, 0.08, high + 0.02),
+        (width / 2 + side + 0.06, 0.08, high + 0.02),
+        0.015,
+    )
 
 
 def add_bed(r, w, d):
@@ -379,7 +463,9 @@ def add_sofa(r, w, d):
     for i in range(n):
         a = -x + arm + i * step
         r.cushion("sofa", second, (a, a + step), (thick * 0.8, d - 0.01), (seat - 0.14, seat), 0.25)
-        r.cushion("sofa", second, (a, a + step), (thick * 0.6, thick + 0.14), (seat - 0.02, back + u(-0.05, 0.05)), 0.35)
+        r.cushion(
+            "sofa", second, (a, a + step), (thick * 0.6, thick + 0.14), (seat - 0.02, back + u(-0.05, 0.05)), 0.35
+        )
         if r.chance(0.4):
             r.cushion("sofa", r.cloth(), (a + 0.05, a + 0.45), (thick + 0.12, thick + 0.26), (seat, seat + 0.36), 0.45)
     for a in (-x + 0.05, x - 0.1):
@@ -397,11 +483,19 @@ def add_chair(r, style):
         r.rod("chair", hard, (0, 0, 0.05), (0, 0, seat - 0.05), 0.03)
     elif kind == "stool":
         for a in np.arange(4) * np.pi / 2 + 0.8:
-            r.rod("chair", hard, (0.3 * np.cos(a), 0.3 * np.sin(a), 0), (0.1 * np.cos(a), 0.1 * np.sin(a), seat - 0.03), 0.018)
+            r.rod(
+                "chair",
+                hard,
+                (0.3 * np.cos(a), 0.3 * np.sin(a), 0),
+                (0.1 * np.cos(a), 0.1 * np.sin(a), seat - 0.03),
+                0.018,
+            )
     else:
         for a in (-x, x - 0.04):
             for b in (-x, x - 0.04):
-                r.box("chair", hard, (a, a + 0.04), (b, b + 0.04), (0, back if b < 0 and kind != "shell" else seat - 0.03))
+                r.box(
+                    "chair", hard, (a, a + 0.04), (b, b + 0.04), (0, back if b < 0 and kind != "shell" else seat - 0.03)
+                )
     if kind == "ladder":
         r.box("chair", hard, (-x, x), (-x, x), (seat - 0.04, seat))
         for z in np.linspace(seat + 0.12, back - 0.08, 3):
@@ -415,8 +509,14 @@ def add_chair(r, style):
 
 def chair_style(r):
     """Materials and measures that the chairs around one table share."""
-    return (r.rng.choice(["ladder", "padded", "shell", "swivel", "stool"]), r.wood() if r.chance(0.7) else r.metal(),
-            r.cloth(), r.u(0.42, 0.5), r.u(0.75, 1.05), r.u(0.38, 0.48))
+    return (
+        r.rng.choice(["ladder", "padded", "shell", "swivel", "stool"]),
+        r.wood() if r.chance(0.7) else r.metal(),
+        r.cloth(),
+        r.u(0.42, 0.5),
+        r.u(0.75, 1.05),
+        r.u(0.38, 0.48),
+    )
 
 
 def add_table(r, w, d, h):
@@ -470,7 +570,13 @@ def add_cabinet(r, w, d, h):
             z = foot + j * rise
             if part == "drawers":
                 r.box("cabinet", front, (a, b - 0.005), (d, d + 0.02), (z + 0.01, z + rise - 0.01))
-                r.box("cabinet", wood, ((a + b) / 2 - 0.06, (a + b) / 2 + 0.06), (d + 0.02, d + 0.04), (z + rise * 0.6, z + rise * 0.6 + 0.02))
+                r.box(
+                    "cabinet",
+                    wood,
+                    ((a + b) / 2 - 0.06, (a + b) / 2 + 0.06),
+                    (d + 0.02, d + 0.04),
+                    (z + rise * 0.6, z + rise * 0.6 + 0.02),
+                )
             elif part == "shelves":
                 r.box("cabinet", wood, (a, b), (0, d - 0.01), (z, z + t))
                 if r.chance(0.75):
@@ -485,7 +591,13 @@ def add_books(r, materials, a, b, d, z, room):
     end = b if r.chance(0.5) else r.u(a, b)
     while a < end - 0.05:
         t = r.u(0.02, 0.055)
-        r.box("clutter", materials[r.rng.integers(len(materials))], (a, a + t - 0.003), (0.03, d * r.u(0.65, 0.95)), (z, z + room * r.u(0.55, 0.92)))
+        r.box(
+            "clutter",
+            materials[r.rng.integers(len(materials))],
+            (a, a + t - 0.003),
+            (0.03, d * r.u(0.65, 0.95)),
+            (z, z + room * r.u(0.55, 0.92)),
+        )
         a += t
 
 
@@ -508,10 +620,16 @@ def add_item(r, w, d, h):
                 z += t
         elif kind == "bowl":
             a, z = size * u(0.25, 0.45), min(h, u(0.06, 0.15))
-            r.lathe("clutter", paint(), [(0, 0.01), (a * 0.5, 0), (a * 0.85, z * 0.5), (a, z), (a * 0.9, z), (a * 0.5, z * 0.3), (0, z * 0.2)])
+            r.lathe(
+                "clutter",
+                paint(),
+                [(0, 0.01), (a * 0.5, 0), (a * 0.85, z * 0.5), (a, z), (a * 0.9, z), (a * 0.5, z * 0.3), (0, z * 0.2)],
+            )
         elif kind == "vase":
             z = min(h, u(0.18, 0.5))
-            r.lathe("clutter", paint(), [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)])
+            r.lathe(
+                "clutter", paint(), [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)]
+            )
         elif kind == "ball":
             a = min(size, h) * u(0.2, 0.45)
             r.lathe("clutter", paint(), [(a * np.sin(t), a - a * np.cos(t)) for t in np.linspace(0, np.pi, 11)])
@@ -524,7 +642,11 @@ def add_item(r, w, d, h):
 def add_plant(r, height):
     u, pot, z = r.u, r.u(0.12, 0.22), height * r.u(0.18, 0.32)
     pot = min(pot, height * 0.3)
-    r.lathe("plant", r.paint((0, 0.6), (0.2, 0.9)), [(0, 0), (pot * 0.7, 0), (pot, z), (pot * 0.9, z), (pot * 0.85, z * 0.9), (0, z * 0.9)])
+    r.lathe(
+        "plant",
+        r.paint((0, 0.6), (0.2, 0.9)),
+        [(0, 0), (pot * 0.7, 0), (pot, z), (pot * 0.9, z), (pot * 0.85, z * 0.9), (0, z * 0.9)],
+    )
     leaf = [r.material(colour(r.rng, (0.22, 0.4), (0.4, 0.9), (0.25, 0.75))) for _ in range(2)]
     trunk, t = u(0, 0.4) * (height - z), np.linspace(0, 1, 5)[:, None]
     r.rod("plant", r.wood(), (0, 0, z * 0.8), (0, 0, z + trunk + 0.02), 0.02)
@@ -532,9 +654,15 @@ def add_plant(r, height):
     for _ in range(r.rng.integers(18, 45)):
         turn, lift, size = u(0, 2 * np.pi), u(0.15, 1.3), long * u(0.6, 1.0)
         out, across = np.array([np.cos(turn), np.sin(turn), 0]), np.array([-np.sin(turn), np.cos(turn), 0])
-        spine = (0, 0, z + trunk * u(0.5, 1)) + size * (t * np.cos(lift) * out * 0.8 + (t * np.sin(lift) - 0.35 * t**2) * (0, 0, 1))
+        spine = (0, 0, z + trunk * u(0.5, 1)) + size * (
+            t * np.cos(lift) * out * 0.8 + (t * np.sin(lift) - 0.35 * t**2) * (0, 0, 1)
+        )
         half = size * broad * np.sin(np.pi * (0.08 + 0.9 * t)) * across / 2
-        r.surface("plant", leaf[r.rng.integers(2)], np.stack([spine - half, spine, spine + half], 1) + [[[0, 0, 0], [0, 0, -0.01], [0, 0, 0]]])
+        r.surface(
+            "plant",
+            leaf[r.rng.integers(2)],
+            np.stack([spine - half, spine, spine + half], 1) + [[[0, 0, 0], [0, 0, -0.01], [0, 0, 0]]],
+        )
 
 
 def add_lamp(r, height, radius, hang=False):
@@ -544,14 +672,22 @@ def add_lamp(r, height, radius, hang=False):
     sign = -1 if hang else 1
     r.rod("lamp", r.metal(), (0, 0, 0), (0, 0, sign * tip), 0.015)
     if not hang:
-        r.lathe("lamp", r.wood(), [(0, 0), (radius * 0.7, 0), (radius * 0.7, 0.02), (radius * u(0.1, 0.5), tip * 0.3), (0.015, tip * 0.7)])
+        r.lathe(
+            "lamp",
+            r.wood(),
+            [(0, 0), (radius * 0.7, 0), (radius * 0.7, 0.02), (radius * u(0.1, 0.5), tip * 0.3), (0.015, tip * 0.7)],
+        )
     low, high = sorted((sign * (tip - 0.02), sign * (tip - 0.02 + shade)))
     if r.chance(0.4):
         centre = rigid(0, 0, (low + high) / 2)
         if lit:
             r.light("lamp", "sphere", centre @ np.diag([radius, radius, radius, 1]), warm(r) * u(2, 6))
         else:
-            r.lathe("lamp", r.paint((0, 0.3), (0.6, 1)), [(radius * np.sin(t), (low + high) / 2 - radius * np.cos(t)) for t in np.linspace(0, np.pi, 11)])
+            r.lathe(
+                "lamp",
+                r.paint((0, 0.3), (0.6, 1)),
+                [(radius * np.sin(t), (low + high) / 2 - radius * np.cos(t)) for t in np.linspace(0, np.pi, 11)],
+            )
     elif lit:
         radiance = warm(r) * u(2, 6)
         r.light("lamp", "cylinder", rigid(0, 0, low) @ np.diag([radius, radius, high - low, 1]), radiance)
@@ -571,7 +707,11 @@ def add_picture(r, w, h):
     art = texture(r.rng, "picture", colour(r.rng, (0, 1), (0, 1), (0.2, 1)), colour(r.rng, (0, 1), (0, 1), (0.1, 1)))
     r.box("picture", frame, (-w / 2, w / 2), (0, t), (-h / 2, h / 2))
     x, z = w / 2 - edge, h / 2 - edge
-    r.surface("picture", r.material(art, max(w, h)), [[(-x, t + 0.003, -z), (x, t + 0.003, -z)], [(-x, t + 0.003, z), (x, t + 0.003, z)]])
+    r.surface(
+        "picture",
+        r.material(art, max(w, h)),
+        [[(-x, t + 0.003, -z), (x, t + 0.003, -z)], [(-x, t + 0.003, z), (x, t + 0.003, z)]],
+    )
 
 
 def add_rug(r, w, d):
@@ -618,8 +758,11 @@ def furnish(r):
             with r.at(rigid(0, -d / 2)):
                 add_table(r, w, d, u(0.7, 0.78))
             n = max(1, int(w / 0.6))
-            places = [(x, sign * (d / 2 + u(0, 0.2)), (1 + sign) * np.pi / 2) for sign in (-1, 1)
-                      for x in ((np.arange(n) + 0.5) / n - 0.5) * w]
+            places = [
+                (x, sign * (d / 2 + u(0, 0.2)), (1 + sign) * np.pi / 2)
+                for sign in (-1, 1)
+                for x in ((np.arange(n) + 0.5) / n - 0.5) * w
+            ]
             places += [(sign * (w / 2 + u(0, 0.2)), 0, sign * np.pi / 2) for sign in (-1, 1) if w > 1.2]
             for x, y, turn in places:
                 if chance(0.85):
@@ -635,13 +778,17 @@ def furnish(r):
 
     def beds(n=1):
         for _ in range(n):
-            wall_item(lambda w, d, h: add_bed(r, w, d), r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]), u(1.95, 2.1), 1.2, rug=True)
+            wall_item(
+                lambda w, d, h: add_bed(r, w, d), r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]), u(1.95, 2.1), 1.2, rug=True
+            )
 
     def sofas(n=1):
         for _ in range(n):
             wall_item(lambda w, d, h: add_sofa(r, w, d), u(0.8, 2.6), u(0.8, 1.0), 0.95, rug=True)
 
-    cabinet = lambda w, d, h: add_cabinet(r, w, d, h)
+    def cabinet(w, d, h):
+        add_cabinet(r, w, d, h)
+
     if kind == "bedroom":
         beds(1 if min(r.width, r.length) < 4 else 2)
         wall_item(cabinet, u(0.9, 2.0), u(0.45, 0.65), min(u(1.7, 2.3), r.height - 0.15))
@@ -672,7 +819,10 @@ def furnish(r):
         if frame is not None:
             with r.at(frame):
                 add_chair(r, chair_style(r))
-    for build, low, high, count in ((add_plant, 0.7, 1.9, r.rng.integers(1, 4)), (add_lamp, 1.2, 1.8, r.rng.integers(1, 3))):
+    for build, low, high, count in (
+        (add_plant, 0.7, 1.9, r.rng.integers(1, 4)),
+        (add_lamp, 1.2, 1.8, r.rng.integers(1, 3)),
+    ):
         for _ in range(count):
             height = u(low, high)
             frame = r.against_wall(0.5, 0.5, height) if chance(0.8) else r.on_open_floor(0.4, 0.4)
@@ -705,7 +855,11 @@ def furnish(r):
             with r.at(frame @ rigid(0, 0, z)):
                 add_picture(r, w, h)
     for _ in range(r.rng.integers(1, 3)):
-        frame = anchors.pop(r.rng.integers(len(anchors))) if anchors else rigid(u(0.3, 0.7) * r.width, u(0.3, 0.7) * r.length)
+        frame = (
+            anchors.pop(r.rng.integers(len(anchors)))
+            if anchors
+            else rigid(u(0.3, 0.7) * r.width, u(0.3, 0.7) * r.length)
+        )
         x, y = frame[:2, 3]
         w, d = [min(u(1.2, 3.2), 2 * (side - 0.1)) for side in (min(x, r.width - x), min(y, r.length - y))]
         if min(w, d) > 0.6:
@@ -728,14 +882,18 @@ def furnish(r):
 # ------------------------------------------------------------------------------------- to Mitsuba 3
 def build_scene(mi, room):
     """The Mitsuba scene and the class index of each of its shapes, in the order of `shape_index`."""
+
     def spectrum(value):
         if value.ndim == 3:
             return {"type": "bitmap", "bitmap": mi.Bitmap(value), "raw": True}
         return {"type": "rgb", "value": value.tolist()}
 
     def bsdf(reflectance, _, gloss):
-        kind = {"type": "diffuse", "reflectance": spectrum(reflectance)} if gloss is None else {
-            "type": "principled", "base_color": spectrum(reflectance), "roughness": float(gloss) ** 0.5}
+        kind = (
+            {"type": "diffuse", "reflectance": spectrum(reflectance)}
+            if gloss is None
+            else {"type": "principled", "base_color": spectrum(reflectance), "roughness": float(gloss) ** 0.5}
+        )
         return mi.load_dict({"type": "twosided", "bsdf": kind})
 
     bsdfs, scene = [bsdf(*m) for m in room.materials], {"type": "scene"}
@@ -758,7 +916,11 @@ def build_scene(mi, room):
         if shape == "spot":
             scene[f"{name}_light{i}"] = {"type": "spot", "to_world": to_world, "intensity": spectrum(radiance), **more}
         else:
-            scene[f"{name}_light{i}"] = {"type": shape, "to_world": to_world, "emitter": {"type": "area", "radiance": spectrum(radiance)}}
+            scene[f"{name}_light{i}"] = {
+                "type": shape,
+                "to_world": to_world,
+                "emitter": {"type": "area", "radiance": spectrum(radiance)},
+            }
     scene = mi.load_dict(scene, optimize=False)
     return scene, np.array([CLASSES.index(shape.id().split("_")[0]) for shape in scene.shapes()], "uint8")
 
@@ -766,8 +928,13 @@ def build_scene(mi, room):
 def draw_camera(room):
     """Position (3,) and rotation (3, 3): rows right, up and backward in world coordinates."""
     rng = room.rng
-    position = np.array([rng.uniform(0.25, room.width - 0.25), rng.uniform(0.25, room.length - 0.25),
-                         rng.uniform(0.5, min(2.2, room.height - 0.3))])
+    position = np.array(
+        [
+            rng.uniform(0.25, room.width - 0.25),
+            rng.uniform(0.25, room.length - 0.25),
+            rng.uniform(0.5, min(2.2, room.height - 0.3)),
+        ]
+    )
     yaw = rng.uniform(0, 2 * np.pi)
     pitch = np.radians(np.clip(rng.normal(-6, 15), -35, 25))
     roll = np.radians(np.clip(rng.normal(0, 6), -12, 12))
@@ -780,9 +947,23 @@ def draw_camera(room):
 def sensor(mi, position, rotation, size, sampler, rfilter):
     matrix = np.eye(4)
     matrix[:3, :4] = np.stack([-rotation[0], rotation[1], -rotation[2], position], 1)  # Mitsuba: x left, z forward
-    return mi.load_dict({"type": "perspective", "fov": FIELD_OF_VIEW, "near_clip": 0.01, "to_world": mi.ScalarTransform4f(matrix),
-                         "sampler": sampler, "film": {"type": "hdrfilm", "width": size, "height": size, "pixel_format": "rgb",
-                                                      "component_format": "float32", "rfilter": {"type": rfilter}}})
+    return mi.load_dict(
+        {
+            "type": "perspective",
+            "fov": FIELD_OF_VIEW,
+            "near_clip": 0.01,
+            "to_world": mi.ScalarTransform4f(matrix),
+            "sampler": sampler,
+            "film": {
+                "type": "hdrfilm",
+                "width": size,
+                "height": size,
+                "pixel_format": "rgb",
+                "component_format": "float32",
+                "rfilter": {"type": rfilter},
+            },
+        }
+    )
 
 
 def trace_labels(mi, scene, classes, camera, size):
@@ -810,7 +991,11 @@ def choose_camera(mi, scene, classes, room):
         share = np.bincount(segmentation.ravel(), minlength=len(CLASSES)) / segmentation.size
         good = depth.min() > 0.45 and np.median(depth) > 1.2 and share.max() < 0.6 and (share > 0.01).sum() >= 4
         found += good
-        best = max(best, (10.0 * good + (share > 0.01).sum() + 0.5 * room.rng.random() - 3 * (depth.min() < 0.45), camera), key=lambda c: c[0])
+        best = max(
+            best,
+            (10.0 * good + (share > 0.01).sum() + 0.5 * room.rng.random() - 3 * (depth.min() < 0.45), camera),
+            key=lambda c: c[0],
+        )
         if found == 4:
             break
     return best[1]
@@ -819,7 +1004,9 @@ def choose_camera(mi, scene, classes, room):
 def remove_fireflies(radiance):
     """Scale down pixels of (H, W, 3) radiance that outshine all but four of the 25 around them."""
     level = radiance.mean(-1)
-    around = np.lib.stride_tricks.sliding_window_view(np.pad(level, 2, mode="reflect"), (5, 5)).reshape(*level.shape, 25)
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(level, 2, mode="reflect"), (5, 5)).reshape(
+        *level.shape, 25
+    )
     return radiance * np.minimum(1, np.sort(around, -1)[..., 20] / level.clip(1e-6))[..., None]
 
 
@@ -833,14 +1020,20 @@ def denoise(radiance, depth, normals, albedo, reach=5):
 
     def gather(level, reach, sigma_level):
         total, weights = np.zeros_like(radiance), np.zeros((h, w, 1))
-        pad = lambda a: np.pad(a, ((reach, reach), (reach, reach)) + ((0, 0),) * (a.ndim - 2), mode="edge")
-        padded = [pad(a) for a in (radiance, points, normals, albedo, level)]
+        padded = [
+            np.pad(a, [(reach, reach)] * 2 + [(0, 0)] * (a.ndim - 2), mode="edge")
+            for a in (radiance, points, normals, albedo, level)
+        ]
         for dy in range(2 * reach + 1):
             for dx in range(2 * reach + 1):
-                c, p, n, a, l = [q[dy:dy + h, dx:dx + w] for q in padded]
+                c, p, n, a, b = [q[dy : dy + h, dx : dx + w] for q in padded]
                 cost = ((dy - reach) ** 2 + (dx - reach) ** 2) / (reach + 1.0) ** 2
                 cost = cost + (np.einsum("ijk,ijk->ij", p - points, normals) / (0.02 * depth + 1e-3)) ** 2
-                cost += ((n - normals) ** 2).sum(-1) / 0.1**2 + ((a - albedo) ** 2).sum(-1) / 0.05**2 + ((l - level) / sigma_level) ** 2
+                cost += (
+                    ((n - normals) ** 2).sum(-1) / 0.1**2
+                    + ((a - albedo) ** 2).sum(-1) / 0.05**2
+                    + ((b - level) / sigma_level) ** 2
+                )
                 weight = np.exp(-cost)[..., None]
                 total += weight * c
                 weights += weight
@@ -865,6 +1058,7 @@ def render(seed, size=128, samples=16):
     the camera's z axis, 0 = invalid; normals float32 (H, W, 3), unit, x right, y up, z towards the camera.
     """
     import mitsuba as mi
+
     mi.set_variant("scalar_rgb")
     room = Room(seed)
     furnish(room)
@@ -895,15 +1089,18 @@ def encode(sample):
     invalid = sample["depth"] == 0
     normals = ((sample["normals"] + 1) * 127.5).round().astype("uint8")
     normals[invalid] = 255
-    return {"image": save(sample["image"], "JPEG", quality=QUALITY, subsampling=0, optimize=True),
-            "segmentation": save(sample["segmentation"], "PNG", optimize=True),
-            "depth": save((sample["depth"] * 1000).round().astype("uint16"), "PNG", optimize=True),
-            "normals": save(normals, "PNG", optimize=True)}
+    return {
+        "image": save(sample["image"], "JPEG", quality=QUALITY, subsampling=0, optimize=True),
+        "segmentation": save(sample["segmentation"], "PNG", optimize=True),
+        "depth": save((sample["depth"] * 1000).round().astype("uint16"), "PNG", optimize=True),
+        "normals": save(normals, "PNG", optimize=True),
+    }
 
 
 def decode(files):
     """What `encode` wrote, back as a sample (invalid normals are zero)."""
     from PIL import Image
+
     arrays = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in files.items()}
     normals = arrays["normals"] / np.float32(127.5) - 1
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
@@ -922,13 +1119,20 @@ def measure_losses(sample, decoded):
     difference = sample["image"].astype(float) - decoded["image"]
     depth = np.abs(sample["depth"] - decoded["depth"])
     turned = angle(sample["normals"], decoded["normals"])
-    return {"image_mean_abs": np.abs(difference).mean(), "image_psnr": 10 * np.log10(255**2 / (difference**2).mean()),
-            "depth_mean": depth.mean(), "depth_max": depth.max(), "normals_mean": turned.mean(), "normals_max": turned.max()}
+    return {
+        "image_mean_abs": np.abs(difference).mean(),
+        "image_psnr": 10 * np.log10(255**2 / (difference**2).mean()),
+        "depth_mean": depth.mean(),
+        "depth_max": depth.max(),
+        "normals_mean": turned.mean(),
+        "normals_max": turned.max(),
+    }
 
 
 def use_one_thread():
     """For the pool's processes, so that they do not compete."""
     import drjit
+
     drjit.set_thread_count(1)
 
 
@@ -940,15 +1144,24 @@ def render_to_file(job):
         return
     import pyarrow
     import pyarrow.parquet
+
     start = time.process_time()
     sample = render(seed)
     files = encode(sample)
     losses = {**measure_losses(sample, decode(files)), "seconds": time.process_time() - start}
-    row = {"seed": seed, **{name: {"bytes": content, "path": None} for name, content in files.items()},
-           "losses": {name: float(value) for name, value in losses.items()}}
+    row = {
+        "seed": seed,
+        **{name: {"bytes": content, "path": None} for name, content in files.items()},
+        "losses": {name: float(value) for name, value in losses.items()},
+    }
     file = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    schema = pyarrow.schema([("seed", pyarrow.int64()), *((name, file) for name in ENCODINGS),
-                             ("losses", pyarrow.struct([(name, pyarrow.float64()) for name in losses]))])
+    schema = pyarrow.schema(
+        [
+            ("seed", pyarrow.int64()),
+            *((name, file) for name in ENCODINGS),
+            ("losses", pyarrow.struct([(name, pyarrow.float64()) for name in losses])),
+        ]
+    )
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row], schema), f"{target}.part")
     os.replace(f"{target}.part", target)
 
@@ -957,22 +1170,34 @@ def assemble(out, scratch):
     """Join the rendered rows into OUT/train.parquet and OUT/test.parquet; returns the losses."""
     import pyarrow
     import pyarrow.parquet
+
     features = {"seed": {"dtype": "int64", "_type": "Value"}, **{name: {"_type": "Image"} for name in ENCODINGS}}
-    metadata = {"classes": json.dumps(CLASSES), "encodings": json.dumps(ENCODINGS), "field_of_view_degrees": str(FIELD_OF_VIEW),
-                "normals_axes": "x right, y up, z towards the camera", "huggingface": json.dumps({"info": {"features": features}})}
+    metadata = {
+        "classes": json.dumps(CLASSES),
+        "encodings": json.dumps(ENCODINGS),
+        "field_of_view_degrees": str(FIELD_OF_VIEW),
+        "normals_axes": "x right, y up, z towards the camera",
+        "huggingface": json.dumps({"info": {"features": features}}),
+    }
     losses = []
     for split, seeds in SPLITS.items():
         done = [scratch / f"{seed}.parquet" for seed in seeds if (scratch / f"{seed}.parquet").exists()]
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(path) for path in done]).combine_chunks()
         losses += table["losses"].to_pylist()
-        pyarrow.parquet.write_table(table.drop_columns("losses").replace_schema_metadata(metadata), out / f"{split}.parquet",
-                                    compression="none", use_dictionary=False, row_group_size=128)
+        pyarrow.parquet.write_table(
+            table.drop_columns("losses").replace_schema_metadata(metadata),
+            out / f"{split}.parquet",
+            compression="none",
+            use_dictionary=False,
+            row_group_size=128,
+        )
     return losses
 
 
 def read_split(path):
     """Decoded labels and images of one Parquet file, each stacked (N, H, W, ...)."""
     import pyarrow.parquet
+
     rows = pyarrow.parquet.read_table(path, columns=list(ENCODINGS)).to_pylist()
     samples = [decode({name: row[name]["bytes"] for name in ENCODINGS}) for row in rows]
     return {name: np.stack([sample[name] for sample in samples]) for name in ENCODINGS}
@@ -983,47 +1208,82 @@ def describe(train, test):
     lines = ["| class | train pixels % | test pixels % | train images % |", "|---|---|---|---|"]
     counts = np.stack([(train["segmentation"] == c).mean((1, 2)) for c in range(len(CLASSES))], 1)
     for c, name in enumerate(CLASSES):
-        lines.append(f"| {c} {name} | {100 * counts[:, c].mean():.1f} | {100 * (test['segmentation'] == c).mean():.1f} "
-                     f"| {100 * (counts[:, c] > 0).mean():.0f} |")
+        lines.append(
+            f"| {c} {name} | {100 * counts[:, c].mean():.1f} | {100 * (test['segmentation'] == c).mean():.1f} "
+            f"| {100 * (counts[:, c] > 0).mean():.0f} |"
+        )
     mode = np.stack([(train["segmentation"] == c).sum(0) for c in range(len(CLASSES))]).argmax(0)
     direction = train["normals"].mean(0)
     direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
     error = np.abs(test["depth"] - np.median(train["depth"], 0))
     depth = np.percentile(train["depth"], (0, 5, 50, 95, 100))
-    lines += ["", "Depth, metres (minimum, 5 %, median, 95 %, maximum): " + ", ".join(f"{d:.2f}" for d in depth) + ".",
-              f"Classes in an image (over 1 % of its pixels): mean {(counts > 0.01).sum(1).mean():.1f}, "
-              f"minimum {(counts > 0.01).sum(1).min()}. Invalid pixels: {(train['depth'] == 0).sum() + (test['depth'] == 0).sum()}.", "",
-              "Position prior (per pixel the training mode, median and mean direction; scored on test): "
-              f"segmentation accuracy {100 * (test['segmentation'] == mode).mean():.1f} %, "
-              f"depth error {error.mean():.2f} m (relative {(error / test['depth']).mean():.2f}), "
-              f"normals mean angle {angle(test['normals'], direction).mean():.1f} degrees."]
+    invalid = sum((split["depth"] == 0).sum() for split in (train, test))
+    lines += [
+        "",
+        "Depth, metres (minimum, 5 %, median, 95 %, maximum): " + ", ".join(f"{d:.2f}" for d in depth) + ".",
+        (
+            f"Classes in an image (over 1 % of its pixels): mean {(counts > 0.01).sum(1).mean():.1f}, "
+            f"minimum {(counts > 0.01).sum(1).min()}. Invalid pixels: {invalid}."
+        ),
+        "",
+        (
+            "Position prior (per pixel the training mode, median and mean direction; scored on test): "
+            f"segmentation accuracy {100 * (test['segmentation'] == mode).mean():.1f} %, "
+            f"depth error {error.mean():.2f} m (relative {(error / test['depth']).mean():.2f}), "
+            f"normals mean angle {angle(test['normals'], direction).mean():.1f} degrees."
+        ),
+    ]
     return lines
 
 
 def write_card(out, losses):
     """The statistics between the markers of OUT/README.md, and OUT/samples.png (32 test rooms)."""
     from PIL import Image
+
     train, test = [read_split(out / f"{split}.parquet") for split in SPLITS]
     mean = {name: np.mean([row[name] for row in losses]) for name in losses[0]}
     worst = {name: np.max([row[name] for row in losses]) for name in losses[0]}
-    lines = [f"{len(train['image'])} training and {len(test['image'])} test images of {test['image'].shape[2]} x {test['image'].shape[1]} pixels; "
-             + ", ".join(f"`{split}.parquet` {(out / f'{split}.parquet').stat().st_size / 2**20:.1f} MiB" for split in SPLITS) + ".", "",
-             *describe(train, test), "",
-             f"Encoding loss: image {mean['image_mean_abs']:.2f} of 255 mean absolute ({mean['image_psnr']:.1f} dB PSNR); "
-             f"depth {1000 * mean['depth_mean']:.2f} mm mean, {1000 * worst['depth_max']:.2f} mm at most; "
-             f"normals {mean['normals_mean']:.2f} degrees mean, {worst['normals_max']:.2f} at most. "
-             f"Rendering took {mean['seconds']:.1f} CPU-seconds an image."]
+    lines = [
+        f"{len(train['image'])} training and {len(test['image'])} test images of "
+        f"{test['image'].shape[2]} x {test['image'].shape[1]} pixels; "
+        + ", ".join(
+            f"`{split}.parquet` {(out / f'{split}.parquet').stat().st_size / 2**20:.1f} MiB" for split in SPLITS
+        )
+        + ".",
+        "",
+        *describe(train, test),
+        "",
+        (
+            f"Encoding loss: image {mean['image_mean_abs']:.2f} of 255 mean absolute ({mean['image_psnr']:.1f} dB PSNR); "
+            f"depth {1000 * mean['depth_mean']:.2f} mm mean, {1000 * worst['depth_max']:.2f} mm at most; "
+            f"normals {mean['normals_mean']:.2f} degrees mean, {worst['normals_max']:.2f} at most. "
+            f"Rendering took {mean['seconds']:.1f} CPU-seconds an image."
+        ),
+    ]
     card = out / "README.md"
     if card.exists():
         begin, end = "<!-- statistics: begin -->", "<!-- statistics: end -->"
         before, after = card.read_text().split(begin)[0], card.read_text().split(end)[1]
         card.write_text("\n".join([before + begin, *lines, end]) + after)
     print("\n".join(lines))
-    palette = np.array([colorsys.hsv_to_rgb(c * 0.382 % 1, 0.45 + 0.5 * (c % 2), 0.95 - 0.2 * (c % 3)) for c in range(len(CLASSES))])
-    cells = [np.concatenate([test["image"][i], (255 * palette[test["segmentation"][i]]).astype("uint8"),
-                             np.repeat((255 * (1 - test["depth"][i, ..., None] / 8).clip(0, 1)).astype("uint8"), 3, 2),
-                             ((test["normals"][i] + 1) * 127.5).astype("uint8")], 1) for i in range(min(32, len(test["image"]) // 2 * 2))]
-    Image.fromarray(np.concatenate([np.concatenate(cells[i:i + 2], 1) for i in range(0, len(cells), 2)])).save(out / "samples.png", optimize=True)
+    palette = np.array(
+        [colorsys.hsv_to_rgb(c * 0.382 % 1, 0.45 + 0.5 * (c % 2), 0.95 - 0.2 * (c % 3)) for c in range(len(CLASSES))]
+    )
+    cells = [
+        np.concatenate(
+            [
+                test["image"][i],
+                (255 * palette[test["segmentation"][i]]).astype("uint8"),
+                np.repeat((255 * (1 - test["depth"][i, ..., None] / 8).clip(0, 1)).astype("uint8"), 3, 2),
+                ((test["normals"][i] + 1) * 127.5).astype("uint8"),
+            ],
+            1,
+        )
+        for i in range(min(32, len(test["image"]) // 2 * 2))
+    ]
+    Image.fromarray(np.concatenate([np.concatenate(cells[i : i + 2], 1) for i in range(0, len(cells), 2)])).save(
+        out / "samples.png", optimize=True
+    )
 
 
 def main():
