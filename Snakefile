@@ -12,7 +12,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from mtprune_utils.batch import notebook_digest, tell, visible_gpus
+from mtprune_utils.batch import tell, visible_gpus
+from mtprune_utils.execution import notebook_digest
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment, code_digest
 

@@ -185,7 +185,8 @@ def fig3_retrained_from_scratch(
             _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
             scratch = retrained[retrained["criterion"] == criterion]
             points = stats.points_over_seeds(scratch, "parameters", metric, by="rank")
-            axis.errorbar(points["x"], points["mean"], points["sd"], color=colour, marker="o", capsize=3, label=f"{label}, from scratch")
+            style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
+            axis.errorbar(points["x"], points["mean"], points["sd"], **style)
             for arm, curve in (("iterative", iterative), ("from scratch", points)):
                 data.append(curve.assign(arm=arm, metric=metric, criterion=criterion, **levels(metric)))
         _draw_levels(axis, **levels(metric))

@@ -1,6 +1,5 @@
 """Writes the parts of README.md that runs know better than people: between `<!-- name -->` and `<!-- /name -->`."""
 
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +22,7 @@ def notebook_table(figures: Path) -> str:
     timings = pd.read_csv(figures / "timings.csv")
     lines = ["| paper | notebook | what the batch ran | minutes each | figure |", "|---|---|---|---|---|"]
     for notebook, (item, what) in NOTEBOOKS.items():
-        runs = timings[timings["notebook"] == notebook]
+        runs = timings[timings["job"].str.split().str[0].eq(what) | timings["job"].eq(f"figure {what}")]
         image = figures / f"{what}.png"
         figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
@@ -35,7 +34,8 @@ def result_table(figures: Path) -> str:
     """Figure 3 in numbers: at each re-trained size, both arms of both criteria."""
     table = pd.read_csv(figures / "fig3_retrained_from_scratch.csv")
     seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
-    lines = ["| metric | position prior | dense | criterion | parameters | iterative | from scratch |", "|---|---|---|---|---|---|---|"]
+    header = ("metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch")
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for (metric, criterion), rows in table.groupby(["metric", "criterion"], sort=False):
         iterative = rows[rows["arm"] == "iterative"]
         for _, point in rows[rows["arm"] == "from scratch"].sort_values("x", ascending=False).iterrows():
@@ -58,9 +58,10 @@ def updated(text: str, figures: Path) -> str:
     """README's text with every generated part renewed from the given folder of figures."""
     parts = {"notebooks": notebook_table(figures), "results": result_table(figures)}
     for name, part in parts.items():
-        text, found = re.subn(f"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda m: m[1] + part + "\n" + m[2], text, flags=re.S)
-        if not found:
-            raise ValueError(f"README.md has no <!-- {name} --> ... <!-- /{name} -->")
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        if start not in text or end not in text:
+            raise ValueError(f"README.md has no {start.strip()} ... {end}")
+        text = text[: text.index(start) + len(start)] + part + "\n" + text[text.index(end) :]
     return text
 
 

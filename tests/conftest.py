@@ -26,7 +26,8 @@ def random_split(images: int, size: int = 32, seed: int = 0) -> Split:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    return Dataset("random", TASKS, ("a", "b", "c", "d", "e"), random_split(24), random_split(8, seed=1), random_split(8, seed=2), "0")
+    splits = random_split(24), random_split(8, seed=1), random_split(8, seed=2)
+    return Dataset("random", TASKS, ("a", "b", "c", "d", "e"), *splits, "0")
 
 
 @pytest.fixture

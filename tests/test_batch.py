@@ -14,7 +14,7 @@ import nbformat
 import pytest
 
 from mtprune_utils import batch
-from mtprune_utils.batch import NotebookError, check_parameters, execute, notebook_parameters
+from mtprune_utils.execution import NotebookError, check_parameters, execute, notebook_parameters
 
 PARAMETERS = """\
 word: str = "a # b"  # what to write

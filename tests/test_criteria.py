@@ -7,12 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import TASKS, random_split
 from mtprune_utils.criteria import CRITERIA, Scores, dead_filters
 from mtprune_utils.gradients import backward, task_backward
 from mtprune_utils.models import build
 from mtprune_utils.tasks import task_losses
-
-from conftest import TASKS, random_split
 
 
 def losses_of(model, seed=0):
@@ -113,7 +112,8 @@ def test_scoring_changes_nothing_but_the_scores(architecture, name):
 
 
 def test_random_is_seeded_and_magnitude_reads_the_weights(model):
-    draw = lambda seed: torch.cat(Scores("random", model.layers, torch.Generator().manual_seed(seed)).mean())
+    def draw(seed):
+        return torch.cat(Scores("random", model.layers, torch.Generator().manual_seed(seed)).mean())
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     with torch.no_grad():
         model.layers[2].conv.weight[1] = 0.5

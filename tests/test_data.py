@@ -1,16 +1,13 @@
 """Augmentation keeps image and targets aligned; rooms is what its card says."""
 
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import random_split
 from mtprune_utils.data import Split, augment, load_dataset, random_batches
 from mtprune_utils.data.rooms import FOLDER
-
-from conftest import random_split
 
 
 def ramp(size: int = 64) -> Split:
@@ -129,9 +126,9 @@ def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize("split, row", [("train", 5), ("test", 100)])
 def test_the_generator_renders_the_shipped_images_again(split, row):
-    from mtprune_utils.data.render_rooms import render
-
     import pyarrow.parquet
+
+    from mtprune_utils.data.render_rooms import render
 
     seed = pyarrow.parquet.read_table(FOLDER / f"{split}.parquet", columns=["seed"])["seed"][row].as_py()
     again = render(seed)

@@ -84,8 +84,9 @@ def test_imagenet_weights_fill_the_backbone(monkeypatch):
 
 
 def test_no_imagenet_weights_is_one_clear_line(monkeypatch):
-    import torchvision.models
     from urllib.error import URLError
+
+    import torchvision.models
 
     def refuse(weights):
         raise URLError("no route")

@@ -7,7 +7,6 @@ import torch
 
 from mtprune_utils.models import build
 from mtprune_utils.pruning import Pruner, removable_filters, select_filters
-
 from test_criteria import losses_of
 
 

@@ -5,11 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from conftest import TASKS, WIDTHS
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.training import Diverged, Trainer, evaluate, prune_iteratively, train, trivial_predictors
-
-from conftest import TASKS, WIDTHS
 
 PROFILE = Profile(
     "tiny", crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,

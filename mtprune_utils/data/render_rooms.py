@@ -665,13 +665,13 @@ def add_plant(r, height):
         )
 
 
-def add_lamp(r, height, radius, hang=False):
+def add_lamp(r, height, radius):
     """A lamp that stands on, or hangs (height < 0) from, the frame's origin; lit or not."""
     u, shade = r.u, radius * r.u(1.2, 2.2)
     tip, lit = abs(height) - shade, r.chance(0.35 if r.day else 0.75)
-    sign = -1 if hang else 1
+    sign = np.sign(height)
     r.rod("lamp", r.metal(), (0, 0, 0), (0, 0, sign * tip), 0.015)
-    if not hang:
+    if height > 0:
         r.lathe(
             "lamp",
             r.wood(),
@@ -868,7 +868,7 @@ def furnish(r):
     x, y, h = r.width * u(0.4, 0.6), r.length * u(0.4, 0.6), r.height
     if chance(0.6):
         with r.at(rigid(x, y, h)):
-            add_lamp(r, -u(0.45, 0.9), u(0.16, 0.3), hang=True)
+            add_lamp(r, -u(0.45, 0.9), u(0.16, 0.3))
     else:  # a flush ceiling light, always lit
         a = u(0.15, 0.4)
         with r.at(rigid(x, y, h)):

@@ -26,7 +26,9 @@ def load(root: str = "") -> Source:
     for name in ("train", "test"):
         file = (Path(root) if root else FOLDER) / f"{name}.parquet"
         if not file.exists():
-            raise FileNotFoundError(f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one")
+            raise FileNotFoundError(
+                f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one"
+            )
         content = file.read_bytes()
         digest.update(content)
         splits[name] = _decoded(content, file)

@@ -1,0 +1,169 @@
+"""One notebook executed so that its success can be believed: parameters checked before, cells and files after.
+
+papermill alone runs a misspelt parameter's notebook on the defaults, and calls a run good whose kernel left early.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import textwrap
+import uuid
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+
+
+class NotebookError(RuntimeError):
+    """A notebook did not run to its end. One line says why."""
+
+
+# --- the parameters of a notebook ---
+
+def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object, str]]:
+    """{name: (type, default, help)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    if len(sources) != 1:
+        raise ValueError(f"{Path(notebook).name}: {len(sources)} cells are tagged 'parameters', there must be one")
+    parameters = {}
+    for node in ast.parse(sources[0]).body:
+        try:
+            line = sources[0].splitlines()[node.end_lineno - 1].encode()
+            comment = line[node.end_col_offset:].decode().strip().lstrip("# ")
+            parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value), comment)
+        except (AttributeError, KeyError, ValueError):
+            where = f"{Path(notebook).name}: {ast.unparse(node)}"
+            raise ValueError(f"{where}: a parameter must have the form 'name: type = literal'") from None
+    return parameters
+
+
+def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str, object]:
+    """The given values, whole numbers made float where float is declared.
+
+    Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and report success.
+    """
+    known = notebook_parameters(notebook)
+    checked = {}
+    for name, value in given.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
+            raise ValueError(f"{Path(notebook).name} has no parameter {name!r}: {hint}")
+        declared = known[name][0]
+        if declared is float and type(value) is int:
+            value = float(value)
+        if type(value) is not declared:
+            raise ValueError(f"{Path(notebook).name}: {name!r} takes a {declared.__name__}, got {value!r}")
+        checked[name] = value
+    return checked
+
+
+def notebook_digest(notebook: str | Path) -> str:
+    """A hash of the code cells' sources: text, outputs and metadata do not count."""
+    cells = json.loads(Path(notebook).read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+# --- one notebook ---
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=(), timeout: int | None = None):
+    """Run a notebook in the working directory; put it at `output` only if it ran to its end and left what it should.
+
+    Otherwise raise NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and an
+    older `output` stays untouched. timeout: seconds for one cell.
+    """
+    sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import, and jsonschema does without it
+    import nbformat
+    import papermill
+
+    notebook, output = Path(notebook), Path(output)
+    parameters = check_parameters(notebook, parameters)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    failed = output.with_name(f"{output.stem}.failed.ipynb")
+    scratch = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.ipynb")  # runs at the same time never share a file
+    try:
+        try:
+            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
+            executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, execution_timeout=timeout)
+            problem = _incomplete(executed, expected_files)
+        except Exception as error:
+            problem = _reason(error, timeout)
+        if scratch.exists():
+            executed = nbformat.read(scratch, as_version=4)
+            for key in ("input_path", "output_path"):  # paths on this machine
+                executed.metadata.get("papermill", {}).pop(key, None)
+            nbformat.write(executed, scratch)
+            os.replace(scratch, failed if problem else output)
+    finally:
+        scratch.unlink(missing_ok=True)
+    if problem:
+        raise NotebookError(f"{notebook.name}: {problem}")
+    failed.unlink(missing_ok=True)
+
+
+def _incomplete(executed, expected_files) -> str | None:
+    """What is missing from a run that papermill calls good."""
+    cells = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
+    count = sum(cell.execution_count is not None for cell in cells)
+    if count < len(cells):
+        return f"it stopped early, only {count} of {len(cells)} code cells ran (sys.exit in a cell?)"
+    for cell in cells:
+        for output in cell.outputs:
+            if output.output_type == "error":
+                return f"cell {cell.execution_count}: {output.ename}: {output.evalue}"
+    missing = [str(file) for file in expected_files if not Path(file).exists()]
+    return f"it ran to its end without writing {', '.join(missing)}" if missing else None
+
+
+def _reason(error: Exception, timeout: int | None) -> str:
+    """One line for what papermill raised."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, DeadKernelError):
+        return "its kernel died (killed, or out of memory?)"
+    if isinstance(error, CellTimeoutError):
+        return f"a cell took longer than {timeout} s"
+    if isinstance(error, PapermillExecutionError):
+        return textwrap.shorten(f"cell {error.exec_count}: {error.ename}: {error.evalue}", 300)
+    return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+
+
+# --- the notebooks of the repository ---
+
+def refresh_notebooks() -> None:
+    """Execute every notebook on its defaults and keep the outputs: how the committed ones are made.
+
+    It starts from an empty smoke profile. Nothing is replaced unless every notebook ran to its end.
+    """
+    for folder in ("runs/smoke", "figures/smoke"):
+        shutil.rmtree(REPOSITORY / folder, ignore_errors=True)
+    notebooks = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
+    with tempfile.TemporaryDirectory() as scratch:
+        for notebook in notebooks:
+            print(f"{notebook.name} ...", flush=True)
+            execute(notebook, Path(scratch, notebook.name), {})
+        for notebook in notebooks:
+            notebook.write_text(without_volatile_metadata(Path(scratch, notebook.name).read_text()))
+
+
+def without_volatile_metadata(text: str) -> str:
+    """A notebook without times, versions and widget states, which differ from one execution to the next."""
+    import nbformat
+
+    notebook = nbformat.reads(text, as_version=4)
+    notebook.metadata = {
+        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+    return nbformat.writes(notebook) + "\n"
