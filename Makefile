@@ -13,7 +13,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke test notebooks lab rooms clean distclean
+.PHONY: help figures smoke test notebooks readme lab rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ test: $(INSTALLED)  ## run the tests, then every notebook against its committed 
 
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
 	@$(BATCH) refresh
+
+readme: $(INSTALLED)  ## write the README's tables anew from figures/quick
+	$(BIN)/python -m mtprune_utils.readme
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=localhost notebooks

@@ -128,7 +128,11 @@ class MultiTaskNet(nn.Module):
 
 
 def build(architecture: Architecture, seed: int) -> MultiTaskNet:
-    """A network with random weights: Kaiming normal, fan-out, zero bias (the paper's re-initialisation)."""
+    """A network with random weights: Kaiming normal, fan-out, zero bias (the paper's re-initialisation).
+
+    But the last convolution of each head branch, which no ReLU follows, is drawn with standard deviation 0.01, as DeepLab
+    does: by fan-out, a one-channel output would start out tens of metres wrong.
+    """
     with torch.device("meta"):
         model = MultiTaskNet(architecture)
     model.to_empty(device="cpu")
@@ -139,6 +143,9 @@ def build(architecture: Architecture, seed: int) -> MultiTaskNet:
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()  # also the running statistics
+    for head in model.heads.values():
+        for branch in head.branches:
+            nn.init.normal_(branch[-1].weight, std=0.01, generator=generator)
     return model
 
 

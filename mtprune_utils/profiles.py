@@ -49,7 +49,8 @@ class Profile:
     train_images: int | None = None  # None: all there are
     test_images: int | None = None
     validation_share: float = 0.125  # of the training images, held out for model selection
-    crop: int = 321
+    image_height: int = 480  # what images are resized to before anything else
+    crop: int = 321  # training sees random crops of this side; evaluation, whole images resized to it
     scale: tuple[float, float] = (0.5, 1.5)
     depth_follows_scale: bool = True  # divide depth by the scale (MTAN); False leaves it (the paper's code)
     batch_size: int = 16
@@ -80,7 +81,7 @@ PROFILES = {
     for profile in (
         Profile(
             "smoke",
-            train_images=64, test_images=16, crop=48, batch_size=8,
+            train_images=64, test_images=16, image_height=64, crop=48, scale=(0.75, 1.25), batch_size=8,
             widths=_narrow(16), stride=8, head_width=16, dropout=0.0,
             dense=Optimization(lr=2e-3, steps=24, evaluations=2),
             prune=Pruning(lr=5e-4, schedule="constant", every=4, filters=70, cosine_batches=1),
@@ -89,7 +90,7 @@ PROFILES = {
         ),
         Profile(
             "quick",
-            crop=96, scale=(0.75, 1.5),
+            image_height=128, crop=96, scale=(0.75, 1.25),
             widths=_narrow(8), stride=8, head_width=64, dropout=0.0,
             dense=Optimization(lr=2e-3, steps=500),
             prune=Pruning(lr=5e-4, schedule="constant", every=15, filters=22, cosine_batches=3),

@@ -33,7 +33,7 @@ STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws 
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # where relative folders start
 
 SHARED_SETTINGS = (
-    "train_images", "test_images", "validation_share", "crop", "scale", "depth_follows_scale", "batch_size",
+    "train_images", "test_images", "validation_share", "image_height", "crop", "scale", "depth_follows_scale", "batch_size",
     "backbone", "widths", "stride", "head_width", "dropout",
 )
 STAGE_SETTINGS = {

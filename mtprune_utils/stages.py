@@ -79,7 +79,7 @@ def _dense(run: Run, dataset: Dataset, report) -> None:
     if run.profile.pretrained:
         load_imagenet_backbone(model)
     _train_and_save(run, model, dataset, run.profile.dense, report)
-    trivial = training.trivial_predictors(dataset)
+    trivial = training.trivial_predictors(dataset, run.profile)
     run.write_table("trivial.csv", [{"predictor": name} | metrics for name, metrics in trivial.items()])
 
 
@@ -100,8 +100,8 @@ def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: O
     model.to(_device())
     curve = training.train(model, dataset, run.profile, settings, _seed(run), report)
     run.write_table("curve.csv", curve)
-    metrics = training.evaluate(model, dataset.test, dataset.tasks, run.profile.batch_size)
-    run.write_table("evaluations.csv", [training.describe(model, dataset) | metrics])
+    metrics = training.evaluate(model, dataset.test, dataset.tasks, run.profile)
+    run.write_table("evaluations.csv", [training.describe(model, run.profile) | metrics])
     write_atomically(run.path("model.safetensors"), model_bytes(model))
 
 

@@ -13,7 +13,7 @@ from mtprune_utils.gradients import TaskGradients, backward, task_backward
 from mtprune_utils.models import MultiTaskNet, complexity
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import Pruner, removable_filters, select_filters
-from mtprune_utils.tasks import Task, task_losses
+from mtprune_utils.tasks import Task, resize_target, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 SCHEDULES = {
@@ -57,7 +57,8 @@ class Trainer:
         """One forward pass, one optimizer step; `scores` are updated in between from the gradients they need."""
         profile = self.profile
         images, targets = augment(
-            next(self.batches), profile.crop, profile.scale, profile.depth_follows_scale, self.generator
+            next(self.batches), profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
+            self.generator,
         )
         self.optimizer.zero_grad()
         losses = task_losses(self.tasks, self.model(images.to(memory_format=torch.channels_last)), targets)
@@ -87,30 +88,43 @@ class Trainer:
         return means
 
 
-def describe(model: MultiTaskNet, dataset: Dataset) -> dict[str, int | str]:
-    """The network's size: filters, parameters, MACs for one whole image of the data set, and widths as "8 8 16 ..."."""
+def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
+    """The network's size: filters, parameters, MACs for one image as evaluated, and widths as "8 8 16 ..."."""
     architecture = model.architecture
-    size = tuple(dataset.test.image.shape[-2:])
-    return {**complexity(architecture, size), "widths": " ".join(map(str, architecture.widths))}
+    return {**complexity(architecture, (profile.crop, profile.crop)), "widths": " ".join(map(str, architecture.widths))}
+
+
+def evaluation_batches(split: Split, profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour).
+
+    If depth follows the scale, it does here: a network that learnt from images of one height sees these as farther away.
+    """
+    size, scale = (profile.crop, profile.crop), profile.crop / profile.image_height
+    for batch in split.batches(profile.batch_size):
+        images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
+        targets = {name: resize_target(target, size) for name, target in batch.targets.items()}
+        targets = {name: target if name == "segmentation" else target.float() for name, target in targets.items()}
+        if profile.depth_follows_scale and "depth" in targets:
+            targets["depth"] = targets["depth"] / scale
+        yield images.to(memory_format=torch.channels_last), targets
 
 
 @torch.no_grad()
-def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], batch_size: int) -> dict[str, float]:
+def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile: Profile) -> dict[str, float]:
     """Every metric of every task over all pixels of the split, as {"task.metric": value}, and each "task.loss".
 
-    Whole images; outputs are resized to them (bilinear) for the metrics. Leaves train/eval mode as it was.
+    Outputs are resized (bilinear) to the images for the metrics. Leaves train/eval mode as it was.
     """
     was_training = model.training
     model.eval()
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
-    for batch in split.batches(batch_size):
-        outputs = model(image_to_float(batch.image).to(memory_format=torch.channels_last))
-        targets = {name: target if name == "segmentation" else target.float() for name, target in batch.targets.items()}
+    for images, targets in evaluation_batches(split, profile):
+        outputs = model(images)
         for name, loss in task_losses(tasks, outputs, targets).items():
-            loss_sums[name] = loss_sums[name] + loss * len(batch)
+            loss_sums[name] = loss_sums[name] + loss * len(images)
         for name, meter in meters.items():
-            meter.update(F.interpolate(outputs[name], size=batch.image.shape[-2:], mode="bilinear"), targets[name])
+            meter.update(F.interpolate(outputs[name], size=images.shape[-2:], mode="bilinear"), targets[name])
     model.train(was_training)
     return {
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
@@ -118,17 +132,18 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], batch_si
     }
 
 
-def trivial_predictors(dataset: Dataset) -> dict[str, dict[str, float]]:
+def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str, float]]:
     """Test metrics of predictors that do not look at the image: a network has to beat them to have learnt anything.
 
     "constant" predicts the training images' most frequent class, median depth and mean normal; "position prior" the
     same for each pixel position.
     """
-    train, test = dataset.train.targets, dataset.test
+    parts = [targets for _, targets in evaluation_batches(dataset.train, profile)]
+    train = {name: torch.cat([part[name] for part in parts]) for name in dataset.tasks}
     classes = dataset.tasks["segmentation"].channels
     counts = torch.stack([(train["segmentation"] == c).sum(0) for c in range(classes)]).float().unsqueeze(0)
     depth = torch.where(train["depth"] > 0, train["depth"], torch.nan)
-    normal = train["normals"].float().sum(0, keepdim=True)
+    normal = train["normals"].sum(0, keepdim=True)
     predictions = {
         "constant": {
             "segmentation": counts.sum((2, 3), keepdim=True).expand_as(counts),
@@ -142,8 +157,8 @@ def trivial_predictors(dataset: Dataset) -> dict[str, dict[str, float]]:
         scores[name] = {}
         for task in dataset.tasks.values():
             meter = task.meter()
-            for batch in test.batches(64):
-                meter.update(outputs[task.name].expand(len(batch), -1, -1, -1), batch.targets[task.name].float())
+            for images, targets in evaluation_batches(dataset.test, profile):
+                meter.update(outputs[task.name].expand(len(images), -1, -1, -1), targets[task.name])
             scores[name] |= {f"{task.name}.{metric}": value for metric, value in meter.compute().items()}
     return scores
 
@@ -165,7 +180,7 @@ def train(
         trainer.step()
         if step in marks:
             losses = trainer.mean_losses()
-            metrics = evaluate(model, dataset.validation, dataset.tasks, profile.batch_size)
+            metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
             total = sum(metrics[f"{task}.loss"] for task in dataset.tasks)
             curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
             report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
@@ -195,8 +210,8 @@ def prune_iteratively(
     random_scores = torch.Generator().manual_seed(seed)
 
     def measure(phase: str, removal: int) -> dict:
-        metrics = evaluate(model, dataset.test, dataset.tasks, profile.batch_size)
-        return {"removal": removal, "phase": phase, "step": trainer.step_count, **describe(model, dataset), **metrics}
+        metrics = evaluate(model, dataset.test, dataset.tasks, profile)
+        return {"removal": removal, "phase": phase, "step": trainer.step_count, **describe(model, profile), **metrics}
 
     dense = measure("dense", 0)
     for removal in range(removals + 1):

@@ -20,7 +20,7 @@ def ramp(size: int = 64) -> Split:
 
 
 def test_augmentation_moves_image_and_targets_together():
-    images, targets = augment(ramp(), 32, (0.75, 1.5), False, torch.Generator().manual_seed(0))
+    images, targets = augment(ramp(), 64, 32, (0.75, 1.5), False, torch.Generator().manual_seed(0))
     red, green = ((images[:, c] + 1) * 127.5 for c in (0, 1))
     assert (red - targets["segmentation"]).abs().max() <= 1  # nearest against bilinear: at most half a pixel each way
     assert (green - (targets["depth"][:, 0] - 1)).abs().max() <= 1
@@ -30,7 +30,7 @@ def test_augmentation_moves_image_and_targets_together():
 
 
 def test_depth_follows_the_scale_only_if_asked():
-    draws = [augment(ramp(), 32, (0.75, 1.5), follows, torch.Generator().manual_seed(0)) for follows in (False, True)]
+    draws = [augment(ramp(), 64, 32, (0.75, 1.5), follows, torch.Generator().manual_seed(0)) for follows in (False, True)]
     red = draws[0][0][:, 0] * 127.5
     scale = 1 / (red[:, 0, 1:] - red[:, 0, :-1]).abs().mean(1)  # one source pixel per target pixel at scale 1
     ratio = draws[0][1]["depth"] / draws[1][1]["depth"]
@@ -39,7 +39,7 @@ def test_depth_follows_the_scale_only_if_asked():
 
 
 def test_what_falls_outside_the_image_is_invalid():
-    images, targets = augment(ramp(32), 32, (0.5, 0.5), False, torch.Generator().manual_seed(0))
+    images, targets = augment(ramp(32), 32, 32, (0.5, 0.5), False, torch.Generator().manual_seed(0))
     outside = targets["segmentation"] == 255
     assert 0.7 < outside.float().mean() < 0.8
     assert torch.equal(outside, targets["depth"][:, 0] == 0) and torch.equal(outside, targets["normals"][:, 0] == 0)
@@ -57,7 +57,7 @@ def test_normals_agree_with_depth_after_scale_crop_and_mirror():
         {"depth": depth.repeat(8, 1, 1, 1), "normals": normal.view(1, 3, 1, 1).repeat(8, 1, size, size)},
     )
     # Depth is linear in neither x nor y, but its inverse is: n_x / n_z and n_y / n_z are the inverse's slopes.
-    _, targets = augment(batch, 32, (1.0, 1.0), False, torch.Generator().manual_seed(0))
+    _, targets = augment(batch, size, 32, (1.0, 1.0), False, torch.Generator().manual_seed(0))
     inverse = 1 / targets["depth"][:, 0]
     slope_x = (inverse[:, :, 1:] - inverse[:, :, :-1]).mean((1, 2)) * focal
     slope_y = (inverse[:, 1:] - inverse[:, :-1]).mean((1, 2)) * focal

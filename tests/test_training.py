@@ -11,7 +11,7 @@ from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.training import Diverged, Trainer, evaluate, prune_iteratively, train, trivial_predictors
 
 PROFILE = Profile(
-    "tiny", crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
+    "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
     dense=Optimization(steps=6, evaluations=3),
     prune=Pruning(lr=1e-3, schedule="constant", every=2, filters=25, cosine_batches=1),
 )
@@ -63,14 +63,14 @@ def test_a_scored_step_is_a_plain_step(architecture, dataset):
 def test_training_learns_and_keeps_the_best_validation_weights(architecture, dataset):
     learnable = replace(dataset, train=dataset.validation[torch.arange(16) % 8])  # eight images, seen often
     model = build(architecture, 0)
-    before = evaluate(model, learnable.train, TASKS, 8)
+    before = evaluate(model, learnable.train, TASKS, PROFILE)
     curve = train(model, learnable, PROFILE, Optimization(lr=3e-3, steps=60, evaluations=4), seed=0, report=lambda line: None)
-    after = evaluate(model, learnable.train, TASKS, 8)
+    after = evaluate(model, learnable.train, TASKS, PROFILE)
     assert [row["step"] for row in curve] == [15, 30, 45, 60]
     assert after["depth.loss"] < 0.7 * before["depth.loss"]
     totals = [sum(row[f"{task}.loss"] for task in TASKS) for row in curve]
     assert [row["selected"] for row in curve] == [int(total == min(totals)) for total in totals]
-    kept = evaluate(model, dataset.validation, TASKS, 8)
+    kept = evaluate(model, dataset.validation, TASKS, PROFILE)
     assert sum(kept[f"{task}.loss"] for task in TASKS) == pytest.approx(min(totals), rel=1e-6)
 
 
@@ -84,7 +84,7 @@ def test_a_diverged_loss_stops_with_step_and_task(model, dataset):
 def test_evaluation_has_no_side_effects_and_ignores_the_batch_size(architecture, dataset):
     model = build(replace(architecture, backbone="vgg16_bn"), 0).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    small, large = evaluate(model, dataset.test, TASKS, 3), evaluate(model, dataset.test, TASKS, 8)
+    small, large = (evaluate(model, dataset.test, TASKS, replace(PROFILE, batch_size=size)) for size in (3, 8))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert small == pytest.approx({**large}, rel=0.05)  # losses average images, metrics pixels
     assert small["segmentation.pixel_accuracy"] == large["segmentation.pixel_accuracy"]
@@ -94,7 +94,7 @@ def test_the_position_prior_predicts_what_each_position_usually_is(dataset):
     constant = dataset.train.targets["depth"][:1].expand(len(dataset.train), -1, -1, -1)
     targets = {**dataset.train.targets, "depth": constant}
     same = replace(dataset, train=replace(dataset.train, targets=targets), test=replace(dataset.train, targets=targets))
-    scores = trivial_predictors(same)
+    scores = trivial_predictors(same, PROFILE)
     assert scores["position prior"]["depth.absolute_error"] == 0
     assert scores["constant"]["depth.absolute_error"] > 0.5
     assert scores["position prior"]["segmentation.pixel_accuracy"] > scores["constant"]["segmentation.pixel_accuracy"]

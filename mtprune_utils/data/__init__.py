@@ -108,9 +108,10 @@ def random_batches(split: Split, size: int, generator: torch.Generator) -> Itera
 
 
 def augment(
-    batch: Split, crop: int, scale: tuple[float, float], depth_follows_scale: bool, generator: torch.Generator
+    batch: Split, image_height: int, crop: int, scale: tuple[float, float], depth_follows_scale: bool,
+    generator: torch.Generator,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Random scale, crop and horizontal mirror of a batch, in one resampling, images and targets alike.
+    """Random scale (of images `image_height` high), crop and mirror of a batch, in one resampling, targets alike.
 
     Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour; what falls outside the image is
     black and invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if `depth_follows_scale` (as if
@@ -121,9 +122,10 @@ def augment(
     draw = torch.rand(4, count, generator=generator).to(device)
     factor = scale[0] + (scale[1] - scale[0]) * draw[0]
     mirror = (draw[1] < 0.5).float() * 2 - 1  # -1: mirrored
-    # affine_grid's coordinates run from -1 to 1 over the image; the crop covers crop / (factor * side) of it.
-    extent_x, extent_y = crop / (factor * width), crop / (factor * height)
-    centre_x, centre_y = ((2 * u - 1) * (1 - extent).clamp(min=0) for u, extent in ((draw[2], extent_x), (draw[3], extent_y)))
+    # affine_grid's coordinates run from -1 to 1 over the image, of which the crop covers so much:
+    extent_y = crop / (factor * image_height)
+    extent_x = extent_y * height / width
+    centre_x, centre_y = ((2 * u - 1) * (1 - e).clamp(min=0) for u, e in ((draw[2], extent_x), (draw[3], extent_y)))
     zero = torch.zeros_like(factor)
     rows = [torch.stack([mirror * extent_x, zero, centre_x], 1), torch.stack([zero, extent_y, centre_y], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, crop, crop], align_corners=False)
