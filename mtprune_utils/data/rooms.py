@@ -15,9 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from mtprune_utils import tasks
 from mtprune_utils.data import Source, Split
-from mtprune_utils.data.render_rooms import CLASSES
 
 FOLDER = Path(__file__).parent / "rooms_v1"
+CLASSES = (
+    "wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
+    "lamp", "picture", "curtain", "rug", "plant", "clutter",
+)
+ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
 
 
 def load(root: str = "") -> Source:
@@ -52,23 +56,32 @@ def _decoded(content: bytes, file: Path) -> Split:
 def _decode(content: bytes, file: Path) -> dict[str, torch.Tensor]:
     """Parquet with encoded images to tensors in the common form (mtprune_utils.data)."""
     import pyarrow.parquet
-    from PIL import Image
 
     try:
         columns = pyarrow.parquet.read_table(io.BytesIO(content)).to_pydict()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{file} is not a readable Parquet file: fetch it again ({error})") from error
 
-    def stack(name: str) -> np.ndarray:
-        return np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in columns[name]])
-
-    encoded = stack("normals")
-    normals = encoded.astype(np.float32) / 127.5 - 1
-    normals /= np.linalg.norm(normals, axis=3, keepdims=True)
-    normals[(encoded == 255).all(3)] = 0
+    samples = [
+        decode({name: cell["bytes"] for name, cell in zip(ENCODED, row)}) for row in zip(*(columns[name] for name in ENCODED))
+    ]
+    image, segmentation, depth, normals = (torch.from_numpy(np.stack([s[name] for s in samples])) for name in ENCODED)
     return {
-        "image": torch.from_numpy(stack("image")).permute(0, 3, 1, 2).contiguous(),
-        "segmentation": torch.from_numpy(stack("segmentation")),
-        "depth": torch.from_numpy(stack("depth").astype(np.float32) / 1000).unsqueeze(1),
-        "normals": torch.from_numpy(normals).permute(0, 3, 1, 2).half().contiguous(),
+        "image": image.permute(0, 3, 1, 2).contiguous(),
+        "segmentation": segmentation,
+        "depth": depth.unsqueeze(1),
+        "normals": normals.permute(0, 3, 1, 2).half().contiguous(),
+    }
+
+
+def decode(files: dict[str, bytes]) -> dict[str, np.ndarray]:
+    """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `render_rooms.encode`."""
+    from PIL import Image
+
+    arrays = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in files.items()}
+    invalid = (arrays["normals"] == 255).all(-1, keepdims=True)
+    normals = arrays["normals"] / np.float32(127.5) - 1
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return arrays | {
+        "depth": arrays["depth"].astype(np.float32) / 1000, "normals": np.where(invalid, np.float32(0), normals),
     }
