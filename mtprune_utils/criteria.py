@@ -92,8 +92,6 @@ class Scores:
     """
 
     def __init__(self, criterion_name: str, layers: list[PrunableLayer], generator: torch.Generator | None = None):
-        if criterion_name not in CRITERIA:
-            raise ValueError(f"unknown criterion {criterion_name!r}: choose one of {', '.join(CRITERIA)}")
         self.criterion = CRITERIA[criterion_name]
         self.layers = layers
         self.generator = generator or torch.Generator().manual_seed(0)

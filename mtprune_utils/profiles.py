@@ -120,9 +120,14 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     for key, value in (overrides or {}).items():
         profile = _replace(profile, key, key.split("."), value)
     for criterion in profile.criteria:
-        if criterion not in CRITERIA:
-            raise ValueError(f"unknown criterion {criterion!r}{_nearest(criterion, CRITERIA)}")
+        check_criterion(criterion)
     return profile
+
+
+def check_criterion(name: str) -> None:
+    """Raises ValueError, naming the nearest known one, if there is no such criterion."""
+    if name not in CRITERIA:
+        raise ValueError(f"unknown criterion {name!r}{_nearest(name, CRITERIA)}")
 
 
 def _replace(record, key: str, path: list[str], value):

@@ -20,7 +20,7 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
-from mtprune_utils.profiles import Profile, get_profile
+from mtprune_utils.profiles import Profile, check_criterion, get_profile
 
 PACKAGE = Path(__file__).parent
 TRAINING_MODULES = ("data/__init__.py", "data/rooms.py", "tasks.py", "models.py", "gradients.py", "training.py", "stages.py")
@@ -61,9 +61,11 @@ class Experiment:
         return Run(self, "dense", seed)
 
     def prune(self, criterion: str, seed: int) -> "Run":
+        check_criterion(criterion)
         return Run(self, "prune", seed, criterion)
 
     def retrain(self, criterion: str, seed: int, rank: int) -> "Run":
+        check_criterion(criterion)
         if not 0 <= rank < len(self.profile.retrain_filters):
             raise ValueError(f"rank must be from 0 to {len(self.profile.retrain_filters) - 1}, got {rank}")
         return Run(self, "retrain", seed, criterion, rank)

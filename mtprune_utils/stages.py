@@ -16,7 +16,7 @@ from mtprune_utils import training
 from mtprune_utils.data import Dataset, load_dataset
 from mtprune_utils.models import Architecture, MultiTaskNet, build, load_imagenet_backbone, load_model, model_bytes
 from mtprune_utils.profiles import Optimization
-from mtprune_utils.runs import Run, provenance, read_table, write_atomically
+from mtprune_utils.runs import Run, code_digest, provenance, read_json, read_table, write_atomically
 
 
 def load_data(run: Run) -> Dataset:
@@ -31,7 +31,9 @@ def load_data(run: Run) -> Dataset:
 def execute(run: Run, report: Callable[[str], None] = print) -> None:
     """Do the run, and first whatever it starts from, unless it is finished."""
     if run.done:
-        report(f"{run.stage} {run.name}: finished before, nothing to do")
+        changed = read_json(run.path("done.json"))["code"] != code_digest(run.stage)
+        how = " with other code (delete its folder to repeat it)" if changed else ""
+        report(f"{run.stage} {run.name}: finished before{how}, nothing to do")
         return
     for upstream in run.inputs:
         execute(upstream, report)
