@@ -94,8 +94,8 @@ PROFILES = {
             image_height=128, crop=96, scale=(0.75, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=48, dropout=0.0,
             dense=Optimization(lr=2e-3, steps=1600, evaluations=8),
-            prune=Pruning(lr=5e-4, schedule="constant", every=25, filters=22, cosine_batches=5),
-            retrain=Optimization(lr=2e-3, steps=1600, evaluations=8),
+            prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=22, cosine_batches=5),
+            retrain=Optimization(lr=2e-3, steps=1000, evaluations=8),
             retrain_filters=(132, 88), seeds=3,
         ),
         Profile(
