@@ -202,7 +202,7 @@ def provenance(stage: str, **more) -> dict:
 
 def _git(*arguments: str) -> str | None:
     try:
-        result = subprocess.run(["git", *arguments], cwd=PACKAGE, capture_output=True, text=True, check=True)
+        result = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None  # an installed package has no history
     return result.stdout.strip()

@@ -44,11 +44,11 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
     torch.manual_seed(_seed(run))  # dropout; everything else has a generator of its own
     run.write_json("params.json", run.params)
     dataset = load_data(run)
-    {"dense": _dense, "prune": _prune, "retrain": _retrain}[run.stage](run, dataset.to(_device()), report)
-    origin = provenance(
+    origin = provenance(  # before the run: the code may be edited while it lasts
         run.stage, params=run.params, data_digest=dataset.digest, threads=torch.get_num_threads(), device=str(_device())
     )
     run.write_json("provenance.json", origin)
+    {"dense": _dense, "prune": _prune, "retrain": _retrain}[run.stage](run, dataset.to(_device()), report)
     run.write_json("timing.json", {"seconds": round(time.perf_counter() - started, 1)})
     run.write_json("done.json", {"code": origin["code"]})
 

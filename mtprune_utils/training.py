@@ -182,6 +182,8 @@ def train(
             losses = trainer.mean_losses()
             metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
             total = sum(metrics[f"{task}.loss"] for task in dataset.tasks)
+            if not math.isfinite(total):
+                raise Diverged(f"the validation loss is {total} at step {step}: lower the learning rate")
             curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
             report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
             if total < best:
@@ -211,8 +213,9 @@ def prune_iteratively(
 
     def measure(phase: str, removal: int) -> dict:
         metrics = evaluate(model, dataset.test, dataset.tasks, profile)
-        return {"removal": removal, "phase": phase, "step": trainer.step_count, **describe(model, profile), **metrics}
+        return {"removal": removal, "phase": phase, "step": trainer.step_count, **size, **metrics}
 
+    size = describe(model, profile)
     dense = measure("dense", 0)
     for removal in range(removals + 1):
         scores = Scores(criterion, model.layers, random_scores)
@@ -226,7 +229,7 @@ def prune_iteratively(
             left = removable_filters(model.architecture.widths, settings.floor)
             chosen = select_filters(scores.mean(), min(settings.filters, left), settings.floor)
         else:
-            chosen = [torch.tensor([])] * len(model.layers)
+            chosen = [()] * len(model.layers)  # the floor is reached
         layers = [
             {"removal": removal, "layer": i, "width": len(similarity), "cosine": similarity.mean().item(),
              "dead_share": d.float().mean().item(), "removed_next": len(indices)}
@@ -238,4 +241,5 @@ def prune_iteratively(
             yield measure("recovered", removal) | losses, layers
         if removal < removals:
             pruner.remove(chosen, trainer.optimizer)
+            size = describe(model, profile)
             yield measure("removed", removal + 1) | losses, []

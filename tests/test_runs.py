@@ -1,6 +1,7 @@
 """Profiles, run folders and their names, whole files, and what a finished run records."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,22 @@ def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch):
     criteria.write_text(criteria.read_text() + "SIZE = 1\n")
     changed = {stage for stage in runs.STAGE_MODULES if code_digest(stage) != before[stage]}
     assert changed == {"figure", "prune"}
+
+
+def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
+    package = tmp_path / "mtprune_utils"
+    package.mkdir()
+    module = package / "module.py"
+    module.write_text("A = 1\n")
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.setattr(runs, "PACKAGE", package)
+    monkeypatch.setattr(runs, "code_digest", lambda stage: "")
+    clean = runs.provenance("dense")
+    assert len(clean["commit"]) == 40 and clean["dirty"] is False
+    module.write_text("A = 2\n")
+    assert runs.provenance("dense")["dirty"] is True
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
