@@ -33,6 +33,7 @@ STAGE_NOTEBOOKS = {
     "prune": "notebooks/02_prune_iteratively.ipynb",
     "retrain": "notebooks/03_retrain_from_scratch.ipynb",
 }
+PRIORITIES = {"dense": 2, "prune": 1, "retrain": 0}  # what others wait for goes first, so that no core idles at the end
 FIGURES = {  # figure: its notebook, the stages that it shows
     "fig1_iterative_pruning": ("notebooks/04_plot_fig1_iterative_pruning.ipynb", ("dense", "prune")),
     "fig2_layer_widths": ("notebooks/05_plot_fig2_layer_widths.ipynb", ("dense", "prune")),
@@ -130,6 +131,7 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
             arguments=stage_arguments(stage),
         resources:
             gpu=1 if visible_gpus() else 0,
+        priority: PRIORITIES[stage]
         shell:
             RUN
 
