@@ -277,13 +277,21 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
 
 # --- the command line ---
 
+def parsed(text: str) -> object:
+    """A parameter's value: JSON if it is JSON (to YAML 1e-3 is a word), else YAML."""
+    import yaml
+
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return yaml.safe_load(text)
+
+
 def settings(text: str) -> dict:
     return dict(json.loads(text))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    import yaml
-
     parser = argparse.ArgumentParser(prog="python -m mtprune_utils.batch", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -310,7 +318,7 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     try:
         if options.command == "notebook":
-            parameters = {name: yaml.safe_load(value) for name, value in options.parameters}
+            parameters = {name: parsed(value) for name, value in options.parameters}
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
         if options.command == "figures":
             names = ("profile", "jobs", "runs", "figures", "overrides", "data", "root")

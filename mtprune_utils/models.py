@@ -152,8 +152,11 @@ def build(architecture: Architecture, seed: int) -> MultiTaskNet:
 def load_imagenet_backbone(model: MultiTaskNet) -> None:
     """Copy the convolutions of torchvision's ImageNet VGG-16 into a full-width backbone, as the paper starts from.
 
-    Raises RuntimeError where the weights cannot be had (no network and no copy in torch's hub folder).
+    Raises ValueError for other widths, and RuntimeError where the weights cannot be had (no network and no copy in
+    torch's hub folder).
     """
+    if model.architecture.widths != VGG16_WIDTHS:
+        raise ValueError("ImageNet weights fit the full widths only: override pretrained with false, or widths")
     from torchvision.models import VGG16_Weights, vgg16  # not needed on the training path otherwise
 
     try:

@@ -11,17 +11,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
 from mtprune_utils import stats
+from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
 from mtprune_utils.runs import Experiment, Run, csv_text, provenance, read_json, write_atomically, write_json
 
-COLOURS = {"taylor": "tab:orange", "cosprune": "tab:blue", "magnitude": "tab:green", "random": "tab:gray"}
-LABELS = {"taylor": "Taylor", "cosprune": "CosPrune", "magnitude": "L1 magnitude", "random": "random"}
+STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
+    "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"), "magnitude": ("tab:green", "L1 magnitude"),
+    "random": ("tab:gray", "random"),
+}
 PANELS = {  # the paper's three metrics
     "segmentation.pixel_accuracy": "Segmentation: pixel accuracy",
     "depth.relative_error": "Depth: relative error",
     "normals.mean_angle": "Normals: mean angle (degrees)",
 }
 SIZES = {"parameters": "parameters", "filters": "backbone filters"}
+
+
+def style_of(criterion: str) -> tuple[str, str]:
+    """Colour and label of a criterion, the paper's for the paper's."""
+    extra = [name for name in CRITERIA if name not in STYLES]
+    spare = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+    return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
 def save_figure(figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, runs: list[Run], folder: Path) -> None:
@@ -129,7 +139,8 @@ def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: p
         for axis, (metric, title) in zip(row, PANELS.items()):
             for criterion, table in recovered.groupby("criterion", sort=False):
                 curve = stats.curve_over_seeds(table, size, metric)
-                _curve(axis, curve, color=COLOURS[criterion], label=LABELS[criterion])
+                colour, label = style_of(criterion)
+                _curve(axis, curve, color=colour, label=label)
                 data.append(curve.assign(size=size, metric=metric, criterion=criterion, **levels(metric)))
             _draw_levels(axis, **levels(metric))
             axis.set(title=title)
@@ -162,7 +173,7 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             grid.index = grid.index + 1
             colours = {key: style[key] for key in ("cmap", "vmin", "vmax")}
             sns.heatmap(grid, ax=axis, cbar_kws={"label": style["label"]}, **colours)
-            axis.set(title=LABELS[criterion], xlabel="backbone filters left", ylabel="convolution")
+            axis.set(title=style_of(criterion)[1], xlabel="backbone filters left", ylabel="convolution")
             axis.tick_params(axis="y", rotation=0)
     return figure, means
 
@@ -180,7 +191,7 @@ def fig3_retrained_from_scratch(
     data = []
     for axis, (metric, title) in zip(axes, PANELS.items()):
         for criterion, table in recovered.groupby("criterion", sort=False):
-            colour, label = COLOURS[criterion], LABELS[criterion]
+            colour, label = style_of(criterion)
             iterative = stats.curve_over_seeds(table, "parameters", metric)
             _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
             scratch = retrained[retrained["criterion"] == criterion]

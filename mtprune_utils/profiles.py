@@ -15,6 +15,17 @@ from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.models import VGG16_WIDTHS, Architecture
 
 
+def _check(fine: bool, rule: str, value) -> None:
+    if not fine:
+        raise ValueError(f"{rule}, got {value!r}")
+
+
+def _check_optimizer(settings: "Optimization | Pruning") -> None:
+    _check(settings.optimizer in ("adam", "adamw"), "optimizer must be adam or adamw", settings.optimizer)
+    _check(settings.schedule in ("constant", "cosine"), "schedule must be constant or cosine", settings.schedule)
+    _check(0 < settings.lr < 1e3, "lr must be positive", settings.lr)
+
+
 @dataclass(frozen=True)
 class Optimization:
     """One training phase. schedule: "cosine" falls to zero over the phase, "constant" does not."""
@@ -26,6 +37,10 @@ class Optimization:
     schedule: str = "cosine"
     steps: int = 500
     evaluations: int = 5  # on the validation images, evenly spaced; the best one's weights are kept
+
+    def __post_init__(self):
+        _check_optimizer(self)
+        _check(1 <= self.evaluations <= self.steps, "evaluations must be from 1 to steps", self.evaluations)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,12 @@ class Pruning:
     filters: int = 100
     floor: int = 5
     cosine_batches: int = 5  # minibatches before each removal over which the layer-wise cosine is observed
+
+    def __post_init__(self):
+        _check_optimizer(self)
+        _check(1 <= self.cosine_batches <= self.every, "cosine_batches must be from 1 to every", self.cosine_batches)
+        _check(self.filters >= 1, "filters must be at least 1", self.filters)
+        _check(self.floor >= 1, "floor must be at least 1", self.floor)
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,14 @@ class Profile:
     retrain_filters: tuple[int, ...] = ()  # sizes at which found architectures are re-trained; rank r is the r-th
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
+
+    def __post_init__(self):
+        _check(self.seeds >= 1, "seeds must be at least 1", self.seeds)
+        _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
+        _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
+        _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "scale must be (low, high)", self.scale)
+        whole = all(type(filters) is int for filters in self.retrain_filters)
+        _check(whole, "retrain_filters must be whole numbers", self.retrain_filters)
 
     def architecture(self, tasks: dict[str, int]) -> Architecture:
         """The dense network of this profile, for {task: output channels}."""
@@ -143,7 +172,8 @@ def _replace(record, key: str, path: list[str], value):
         value = tuple(value)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
-    if type(value) is not type(old) and not (old is None and type(value) is int):
+    count = record.__dataclass_fields__[path[0]].type == int | None
+    if type(value) is not type(old) and not (count and (value is None or type(value) is int)):
         raise ValueError(f"{key!r} takes a {type(old).__name__}, got {value!r}")
     return dataclasses.replace(record, **{path[0]: value})
 

@@ -4,29 +4,33 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtprune_utils.plots import LABELS, PANELS
+from mtprune_utils.plots import PANELS, style_of
 from mtprune_utils.runs import PROJECT, read_json, write_atomically
 
-NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws)
-    "01_train_dense": ("§4, the network that pruning starts from", "dense"),
-    "02_prune_iteratively": ("§3, iterative pruning with Taylor or CosPrune", "prune"),
-    "03_retrain_from_scratch": ("§4.2, found architectures from random weights", "retrain"),
-    "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning"),
-    "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths"),
-    "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch"),
+NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
+    "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),
+    "02_prune_iteratively": ("iterative pruning, Taylor or CosPrune", "prune", "-p criterion cosprune -p seed 0"),
+    "03_retrain_from_scratch": (
+        "found architectures from random weights", "retrain", "-p criterion cosprune -p seed 0 -p rank 1",
+    ),
+    "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning", ""),
+    "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths", ""),
+    "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch", ""),
 }
 
 
 def notebook_table(figures: Path) -> str:
-    """Each notebook with the paper's item, the command, minutes per run in the quick batch, and its figure."""
+    """Each notebook with the paper's item, a command, the batch's runs and minutes for each, and its figure."""
     timings = pd.read_csv(figures / "timings.csv")
-    lines = ["| paper | notebook | what the batch ran | minutes each | figure |", "|---|---|---|---|---|"]
-    for notebook, (item, what) in NOTEBOOKS.items():
+    lines = ["| paper | notebook | one run of it: `RUN` and | runs in the batch | minutes each | figure |", "|---" * 6 + "|"]
+    for notebook, (item, what, parameters) in NOTEBOOKS.items():
         runs = timings[timings["job"].str.split().str[0].eq(what) | timings["job"].eq(f"figure {what}")]
         image = figures / f"{what}.png"
         figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        lines.append(f"| {item} | {link} | {len(runs)} runs | {runs['seconds'].mean() / 60:.1f} | {figure} |")
+        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile quick {parameters}".strip()
+        minutes = runs["seconds"].mean() / 60
+        lines.append(f"| {item} | {link} | `{command}` | {len(runs)} | {minutes:.1f} | {figure} |")
     return "\n".join(lines)
 
 
@@ -40,18 +44,13 @@ def result_table(figures: Path) -> str:
         iterative = rows[rows["arm"] == "iterative"]
         for _, point in rows[rows["arm"] == "from scratch"].sort_values("x", ascending=False).iterrows():
             near = iterative.iloc[(iterative["x"] - point["x"]).abs().argmin()]
-            cells = (PANELS[metric], _number(point["position_prior"]), _number(point["dense_network"]), LABELS[criterion],
-                     f"{point['x'] / 1000:.0f} k", _spread(near), _spread(point))
+            digits = 3 if point["mean"] < 10 else 1
+            levels = (f"{point[level]:.{digits}f}" for level in ("position_prior", "dense_network"))
+            arms = (f"{arm['mean']:.{digits}f} ± {arm['sd']:.{digits}f}" for arm in (near, point))
+            cells = (PANELS[metric], *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms)
             lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", f"Mean ± standard deviation over {seeds} seeds, on the test images."])
-
-
-def _number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-
-
-def _spread(row: pd.Series) -> str:
-    return f"{_number(row['mean'])} ± {_number(row['sd'])}"
+    note = f"Mean ± standard deviation over {seeds} seeds, on the test images; iterative: Figure 3's curve at that size."
+    return "\n".join([*lines, "", note])
 
 
 def updated(text: str, figures: Path) -> str:

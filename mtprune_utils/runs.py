@@ -20,6 +20,7 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
+from mtprune_utils.data import data_digest
 from mtprune_utils.profiles import Profile, check_criterion, get_profile
 
 PACKAGE = Path(__file__).parent
@@ -51,6 +52,10 @@ class Experiment:
     data: str = "rooms"
     data_root: str = ""  # where the data set lies; the embedded one needs none
     root: Path = Path("runs")
+
+    @cached_property
+    def data_digest(self) -> str:
+        return data_digest(self.data, self.data_root)
 
     @classmethod
     def open(cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None) -> "Experiment":
@@ -114,7 +119,7 @@ class Run:
         filters = None if self.rank is None else self.profile.retrain_filters[self.rank]
         cell = {"seed": self.seed, "criterion": self.criterion, "filters": filters}
         upstream = {"inputs": [run.name for run in self.inputs]}
-        return {"stage": self.stage, "data": self.experiment.data, **cell, **upstream, **own, **shared}
+        return {"stage": self.stage, "data": self.experiment.data_digest, **cell, **upstream, **own, **shared}
 
     @cached_property
     def name(self) -> str:

@@ -102,9 +102,9 @@ def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: O
     model.to(_device())
     curve = training.train(model, dataset, run.profile, settings, _seed(run), report)
     run.write_table("curve.csv", curve)
-    metrics = training.evaluate(model, dataset.test, dataset.tasks, run.profile)
-    run.write_table("evaluations.csv", [training.describe(model, run.profile) | metrics])
     write_atomically(run.path("model.safetensors"), model_bytes(model))
+    metrics = training.evaluate_on_test(model, dataset, run.profile)
+    run.write_table("evaluations.csv", [training.describe(model, run.profile) | metrics])
 
 
 def _prune(run: Run, dataset: Dataset, report) -> None:

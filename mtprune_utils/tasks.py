@@ -34,6 +34,7 @@ class Task:
     channels: int
     loss: Callable[[Tensor, Tensor], Tensor]
     meter: Callable[[], "Meter"]
+    prior: Callable[[Tensor], Tensor]  # targets (N, ...) to the one output (1, C, H, W) that fits them best on the whole
     endpoint: str  # the metric that stands for the task where one number is wanted
     higher_is_better: frozenset[str]  # metrics not named here are errors: lower is better
 
@@ -127,18 +128,21 @@ class NormalMeter(Meter):
         squares = output.square().sum(1), target.square().sum(1)
         cosine = (output * target).sum(1) * (squares[0] * squares[1]).clamp(min=1e-30).rsqrt()
         angle = cosine.clamp(-1, 1).acos().rad2deg()
-        self.angles.append(torch.where(squares[1] > 0, angle, torch.nan).flatten())
+        self.angles.append(torch.where(squares[1] > 0, angle, -1.0).flatten())  # -1: no normal there
 
     def compute(self) -> dict[str, float]:
         angles = torch.cat(self.angles).double()
-        angles = angles[~angles.isnan()]
+        angles = angles[angles != -1]
         shares = {f"within_{limit}": (angles < limit).double().mean().item() for limit in (11.25, 22.5, 30)}
-        return {"mean_angle": angles.mean().item(), "median_angle": angles.quantile(0.5).item(), **shares}
+        ordered = angles.sort().values  # torch.quantile refuses more than 16 million values
+        median = (ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+        return {"mean_angle": angles.mean().item(), "median_angle": median.item(), **shares}
 
 
 def segmentation(classes: int) -> Task:
     return Task(
         "segmentation", classes, cross_entropy, lambda: SegmentationMeter(classes),
+        prior=lambda target: torch.stack([(target == c).sum(0) for c in range(classes)]).float().unsqueeze(0),
         endpoint="miou", higher_is_better=frozenset({"pixel_accuracy", "miou"}),
     )
 
@@ -146,23 +150,38 @@ def segmentation(classes: int) -> Task:
 def depth() -> Task:
     return Task(
         "depth", 1, depth_l1, DepthMeter,
+        prior=lambda target: torch.where(target > MIN_DEPTH, target, torch.nan).nanmedian(0, keepdim=True).values,
         endpoint="relative_error", higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
     )
 
 
 def normals() -> Task:
     return Task(
-        "normals", 3, normal_cosine, NormalMeter,
+        "normals", 3, normal_cosine, NormalMeter, prior=lambda target: target.sum(0, keepdim=True),
         endpoint="mean_angle", higher_is_better=frozenset({"within_11.25", "within_22.5", "within_30"}),
     )
 
 
-def resize_target(target: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest-neighbour resize of a dense target (B, H, W) or (B, c, H, W) to (h, w) = size."""
+def resize_target(target: Tensor, size: tuple[int, int], centred: bool = False) -> Tensor:
+    """Nearest-neighbour resize of a dense target (B, H, W) or (B, c, H, W) to (h, w) = size.
+
+    Takes the pixel under the first corner of each cell, as the paper's losses do, or under its centre.
+    """
     (height, width), (h, w) = target.shape[-2:], size
-    rows = torch.arange(h, device=target.device) * height // h
-    columns = torch.arange(w, device=target.device) * width // w
+    shift = 1 if centred else 0
+    rows = (2 * torch.arange(h, device=target.device) + shift) * height // (2 * h)
+    columns = (2 * torch.arange(w, device=target.device) + shift) * width // (2 * w)
     return target[..., rows.unsqueeze(1), columns]
+
+
+def resize_output(output: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear resize of an output (B, C, h, w) to the image, each cell where it was trained: at its first corner.
+
+    (F.interpolate alone would put it at the cell's centre, half a stride away from the pixel that the loss compared.)
+    """
+    height, width = size
+    padded = F.pad(output, (0, 1, 0, 1), mode="replicate")
+    return F.interpolate(padded, (height + 1, width + 1), mode="bilinear", align_corners=True)[..., :height, :width]
 
 
 def task_losses(tasks: dict[str, Task], outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:

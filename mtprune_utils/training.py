@@ -1,5 +1,6 @@
 """Training, evaluation and the iterative-pruning loop. Nothing here knows of files: runs.py and stages.py do."""
 
+import copy
 import math
 from collections.abc import Callable, Iterator
 
@@ -13,9 +14,10 @@ from mtprune_utils.gradients import TaskGradients, backward, task_backward
 from mtprune_utils.models import MultiTaskNet, complexity
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import Pruner, removable_filters, select_filters
-from mtprune_utils.tasks import Task, resize_target, task_losses
+from mtprune_utils.tasks import Task, resize_output, resize_target, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+STATISTICS_IMAGES = 160
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -97,15 +99,12 @@ def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
 def evaluation_batches(split: Split, profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour).
 
-    If depth follows the scale, it does here: a network that learnt from images of one height sees these as farther away.
     """
-    size, scale = (profile.crop, profile.crop), profile.crop / profile.image_height
+    size = (profile.crop, profile.crop)
     for batch in split.batches(profile.batch_size):
         images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
-        targets = {name: resize_target(target, size) for name, target in batch.targets.items()}
+        targets = {name: resize_target(target, size, centred=True) for name, target in batch.targets.items()}
         targets = {name: target if name == "segmentation" else target.float() for name, target in targets.items()}
-        if profile.depth_follows_scale and "depth" in targets:
-            targets["depth"] = targets["depth"] / scale
         yield images.to(memory_format=torch.channels_last), targets
 
 
@@ -113,23 +112,46 @@ def evaluation_batches(split: Split, profile: Profile) -> Iterator[tuple[Tensor,
 def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile: Profile) -> dict[str, float]:
     """Every metric of every task over all pixels of the split, as {"task.metric": value}, and each "task.loss".
 
-    Outputs are resized (bilinear) to the images for the metrics. Leaves train/eval mode as it was.
+    Outputs are resized (bilinear) to the images for the metrics. Where depth follows the scale, a network sees images
+    that were made smaller as farther away, and its depths are brought back. Leaves train/eval mode as it was.
     """
+    scale = profile.crop / profile.image_height if profile.depth_follows_scale else 1.0
     was_training = model.training
     model.eval()
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
     for images, targets in evaluation_batches(split, profile):
         outputs = model(images)
+        if "depth" in outputs:
+            outputs["depth"] = outputs["depth"] * scale
         for name, loss in task_losses(tasks, outputs, targets).items():
             loss_sums[name] = loss_sums[name] + loss * len(images)
         for name, meter in meters.items():
-            meter.update(F.interpolate(outputs[name], size=images.shape[-2:], mode="bilinear"), targets[name])
+            meter.update(resize_output(outputs[name], images.shape[-2:]), targets[name])
     model.train(was_training)
     return {
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
         **{f"{name}.loss": float(total) / len(split) for name, total in loss_sums.items()},
     }
+
+
+def evaluate_on_test(model: MultiTaskNet, dataset: Dataset, profile: Profile) -> dict[str, float]:
+    """`evaluate` on the test images, with batch statistics that fit the weights as they are.
+
+    Running statistics lag behind a removal by dozens of steps. They are therefore taken anew, on a copy, from the first
+    training images; a network without batch norm is evaluated as it is.
+    """
+    if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
+        return evaluate(model, dataset.test, dataset.tasks, profile)
+    fresh = copy.deepcopy(model).train()
+    for module in fresh.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None  # a plain mean over batches
+    with torch.no_grad():
+        for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], profile):
+            fresh.backbone(images)
+    return evaluate(fresh, dataset.test, dataset.tasks, profile)
 
 
 def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str, float]]:
@@ -139,26 +161,15 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
     same for each pixel position.
     """
     parts = [targets for _, targets in evaluation_batches(dataset.train, profile)]
-    train = {name: torch.cat([part[name] for part in parts]) for name in dataset.tasks}
-    classes = dataset.tasks["segmentation"].channels
-    counts = torch.stack([(train["segmentation"] == c).sum(0) for c in range(classes)]).float().unsqueeze(0)
-    depth = torch.where(train["depth"] > 0, train["depth"], torch.nan)
-    normal = train["normals"].sum(0, keepdim=True)
-    predictions = {
-        "constant": {
-            "segmentation": counts.sum((2, 3), keepdim=True).expand_as(counts),
-            "depth": depth.nanmedian().expand(1, 1, *depth.shape[2:]),
-            "normals": normal.sum((2, 3), keepdim=True).expand_as(normal),
-        },
-        "position prior": {"segmentation": counts, "depth": depth.nanmedian(0, keepdim=True).values, "normals": normal},
-    }
-    scores = {}
-    for name, outputs in predictions.items():
-        scores[name] = {}
-        for task in dataset.tasks.values():
+    scores: dict[str, dict[str, float]] = {"constant": {}, "position prior": {}}
+    for task in dataset.tasks.values():
+        target = torch.cat([part[task.name] for part in parts])
+        pixels = target.movedim((-2, -1), (0, 1)).flatten(0, 2)[..., None, None]  # every pixel an image of its own
+        position = task.prior(target)
+        for name, output in (("constant", task.prior(pixels).expand_as(position)), ("position prior", position)):
             meter = task.meter()
             for images, targets in evaluation_batches(dataset.test, profile):
-                meter.update(outputs[task.name].expand(len(images), -1, -1, -1), targets[task.name])
+                meter.update(output.expand(len(images), -1, -1, -1), targets[task.name])
             scores[name] |= {f"{task.name}.{metric}": value for metric, value in meter.compute().items()}
     return scores
 
@@ -212,7 +223,7 @@ def prune_iteratively(
     random_scores = torch.Generator().manual_seed(seed)
 
     def measure(phase: str, removal: int) -> dict:
-        metrics = evaluate(model, dataset.test, dataset.tasks, profile)
+        metrics = evaluate_on_test(model, dataset, profile)
         return {"removal": removal, "phase": phase, "step": trainer.step_count, **size, **metrics}
 
     size = describe(model, profile)

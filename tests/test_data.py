@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import random_split
-from mtprune_utils.data import Split, augment, load_dataset, random_batches
+from mtprune_utils.data import IMAGENET_MEAN, IMAGENET_SD, Split, augment, load_dataset, random_batches
 from mtprune_utils.data.rooms import FOLDER
 
 
@@ -21,7 +21,7 @@ def ramp(size: int = 64) -> Split:
 
 def test_augmentation_moves_image_and_targets_together():
     images, targets = augment(ramp(), 64, 32, (0.75, 1.5), False, torch.Generator().manual_seed(0))
-    red, green = ((images[:, c] + 1) * 127.5 for c in (0, 1))
+    red, green = ((images[:, c] * IMAGENET_SD[c] + IMAGENET_MEAN[c]) * 255 for c in (0, 1))
     assert (red - targets["segmentation"]).abs().max() <= 1  # nearest against bilinear: at most half a pixel each way
     assert (green - (targets["depth"][:, 0] - 1)).abs().max() <= 1
     mirrored = red[:, 0, 0] > red[:, 0, -1]
@@ -31,11 +31,22 @@ def test_augmentation_moves_image_and_targets_together():
 
 def test_depth_follows_the_scale_only_if_asked():
     draws = [augment(ramp(), 64, 32, (0.75, 1.5), follows, torch.Generator().manual_seed(0)) for follows in (False, True)]
-    red = draws[0][0][:, 0] * 127.5
+    red = draws[0][0][:, 0] * IMAGENET_SD[0] * 255
     scale = 1 / (red[:, 0, 1:] - red[:, 0, :-1]).abs().mean(1)  # one source pixel per target pixel at scale 1
     ratio = draws[0][1]["depth"] / draws[1][1]["depth"]
     assert torch.allclose(ratio[:, 0, 0, 0], scale, rtol=0.02)
     assert ratio.std((1, 2, 3)).max() < 1e-5
+
+
+def test_crops_lie_anywhere_and_keep_the_aspect_of_wide_images():
+    y, x = torch.meshgrid(torch.arange(48), torch.arange(96), indexing="ij")
+    image = torch.stack([x, y, 0 * x]).to(torch.uint8).repeat(32, 1, 1, 1)
+    wide = Split(image, {"depth": x.float().repeat(32, 1, 1, 1) + 1, "segmentation": y.to(torch.uint8).repeat(32, 1, 1)})
+    _, targets = augment(wide, 48, 32, (1.0, 1.0), False, torch.Generator().manual_seed(0))
+    spans = targets["depth"].amax((1, 2, 3)) - targets["depth"].amin((1, 2, 3))
+    assert (spans - 31).abs().max() <= 1, "at scale 1, 32 target pixels cover 32 source columns"
+    left, top = targets["depth"].amin((1, 2, 3)), targets["segmentation"].amin((1, 2))
+    assert left.min() < 10 and left.max() > 54 and top.min() <= 2 and top.max() >= 14
 
 
 def test_what_falls_outside_the_image_is_invalid():
@@ -115,7 +126,8 @@ def test_rooms_normals_agree_with_its_depth():
 def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="train.parquet, which is not there"):
         load_dataset("rooms", root=str(tmp_path))
-    (tmp_path / "train.parquet").write_bytes((FOLDER / "train.parquet").read_bytes()[:1000])
+    for name in ("train.parquet", "test.parquet"):
+        (tmp_path / name).write_bytes((FOLDER / name).read_bytes()[:1000])
     with pytest.raises(ValueError, match="train.parquet is not a readable Parquet file"):
         load_dataset("rooms", root=str(tmp_path))
     with pytest.raises(ValueError, match="choose one of rooms"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mtprune_utils import runs, stages
+from mtprune_utils.data.rooms import FOLDER
 from mtprune_utils.profiles import PROFILES, get_profile
 from mtprune_utils.runs import Experiment, code_digest, csv_text, read_table, write_atomically
 
@@ -34,6 +35,10 @@ def test_overrides_replace_single_settings():
         ("quick", {"dense": 1}, "'dense' is a group of settings"),
         ("quick", {"crop": "96"}, "'crop' takes a int, got '96'"),
         ("quick", {"dense.steps": True}, "'dense.steps' takes a int, got True"),
+        ("quick", {"dense.schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
+        ("quick", {"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
+        ("quick", {"prune.lr": -1.0}, "lr must be positive"),
+        ("quick", {"scale": [1.0]}, "scale must be"),
         ("quick", {"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
     ],
 )
@@ -56,6 +61,21 @@ def test_a_run_is_named_by_every_number_that_its_results_depend_on(tmp_path):
     assert base.retrain("taylor", 0, 0).name != slower.retrain("taylor", 0, 0).name, "upstream counts"
     more_seeds = experiment(tmp_path, seeds=9)
     assert base.prune("taylor", 0).name == more_seeds.prune("taylor", 0).name
+
+
+def test_both_criteria_of_a_seed_see_the_same_random_numbers(tmp_path):
+    base = experiment(tmp_path)
+    assert stages._seed(base.prune("taylor", 0)) == stages._seed(base.prune("cosprune", 0)) != stages._seed(base.prune("taylor", 1))
+
+
+def test_other_data_make_another_run(tmp_path):
+    for file in FOLDER.glob("*.parquet"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    same = Experiment.open("smoke", "rooms", str(tmp_path), "runs").dense(0).name
+    assert same == Experiment.open("smoke", "rooms", "", "runs").dense(0).name
+    with open(tmp_path / "test.parquet", "ab") as file:
+        file.write(b"x")
+    assert Experiment.open("smoke", "rooms", str(tmp_path), "runs").dense(0).name != same
 
 
 def test_the_grid_lists_every_run_once_and_upstream_first():

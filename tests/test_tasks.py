@@ -72,6 +72,23 @@ def test_targets_are_resized_by_nearest_neighbour():
     assert torch.equal(tasks.resize_target(target[:, 0].long(), (3, 4)), expected[:, 0].long())
 
 
+@pytest.mark.parametrize("size", [(96, 96), (321, 321)])
+def test_outputs_are_placed_where_they_were_trained(size):
+    """Labels taken at the trained pixels come back at those pixels, and in between as if drawn from cell to cell."""
+    ramp = torch.arange(size[1], dtype=torch.float32).expand(1, 1, *size)
+    cells = tasks.resize_target(ramp, (size[0] // 8, size[1] // 8))
+    back = tasks.resize_output(cells, size)
+    inside = back[..., : size[1] - 9]  # beyond the last cell there is nothing to draw to
+    assert (inside - ramp[..., : size[1] - 9]).abs().max() <= 1
+
+
+def test_a_prediction_that_is_not_a_number_is_not_overlooked():
+    target = torch.tensor([[0.0, 0, 1], [0, 0, 1]]).T.reshape(1, 3, 1, 2)
+    output = target.clone()
+    output[..., 1] = float("nan")
+    assert np.isnan(metrics(tasks.normals(), [(output, target)])["mean_angle"])
+
+
 def test_delta_m_is_the_mean_signed_relative_change():
     task_set = {task.name: task for task in (tasks.segmentation(3), tasks.depth())}
     reference = {"segmentation.miou": 0.5, "depth.relative_error": 0.2}

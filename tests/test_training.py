@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from conftest import TASKS, WIDTHS
+from mtprune_utils.criteria import Scores
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.training import Diverged, Trainer, evaluate, prune_iteratively, train, trivial_predictors
+from mtprune_utils.training import Diverged, Trainer, evaluate, evaluate_on_test, prune_iteratively, train, trivial_predictors
 
 PROFILE = Profile(
     "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
@@ -47,8 +48,6 @@ def test_equal_seeds_give_equal_results_and_different_seeds_do_not(architecture,
 
 def test_a_scored_step_is_a_plain_step(architecture, dataset):
     """Training with CosPrune's per-task passes ends with the weights of training on the summed loss."""
-    from mtprune_utils.criteria import Scores
-
     ends = []
     for name in (None, "taylor", "cosprune"):
         model = build(architecture, 0)
@@ -72,6 +71,47 @@ def test_training_learns_and_keeps_the_best_validation_weights(architecture, dat
     assert [row["selected"] for row in curve] == [int(total == min(totals)) for total in totals]
     kept = evaluate(model, dataset.validation, TASKS, PROFILE)
     assert sum(kept[f"{task}.loss"] for task in TASKS) == pytest.approx(min(totals), rel=1e-6)
+
+
+def test_depth_is_measured_in_metres_whatever_the_size_of_the_images(architecture, dataset):
+    """A network that says 1 m everywhere, on images made half as large, means 0.5 m where depth follows the scale."""
+    model = build(architecture, 0)
+    for branch in model.heads["depth"].branches:
+        torch.nn.init.zeros_(branch[-1].weight)
+        torch.nn.init.constant_(branch[-1].bias, 0.25)  # four branches are summed
+    for follows, prediction in ((False, 1.0), (True, 0.5)):
+        profile = replace(PROFILE, crop=16, depth_follows_scale=follows)
+        target = dataset.test.targets["depth"][:, :, 1::2, 1::2]
+        expected = (prediction - target).abs().mean().item()
+        measured = evaluate(model, dataset.test, TASKS, profile)
+        assert measured["depth.absolute_error"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_test_images_are_measured_with_statistics_of_the_weights_as_they_are(architecture, dataset):
+    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    good = evaluate_on_test(model, dataset, PROFILE)
+    for layer in model.layers:
+        layer.affine.running_mean.fill_(100.0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert evaluate(model, dataset.test, TASKS, PROFILE)["depth.loss"] != pytest.approx(good["depth.loss"])
+    assert evaluate_on_test(model, dataset, PROFILE) == good
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_learning_rate_follows_the_schedule(model, dataset):
+    for schedule, half in (("cosine", 0.5), ("constant", 1.0)):
+        trainer = Trainer(model, dataset, PROFILE, Optimization(lr=1e-3, schedule=schedule, steps=4, evaluations=1), 4, 0)
+        for _ in range(2):
+            trainer.step()
+        assert trainer.scheduler.get_last_lr()[0] == pytest.approx(half * 1e-3)
+
+
+def test_a_step_runs_the_network_once(model, dataset):
+    forwards = []
+    model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    trainer = Trainer(model, dataset, PROFILE, PROFILE.dense, 2, 0)
+    trainer.step([Scores("cosprune", model.layers), Scores("taylor", model.layers)])
+    assert len(forwards) == 1
 
 
 def test_a_diverged_loss_stops_with_step_and_task(model, dataset):
@@ -99,3 +139,5 @@ def test_the_position_prior_predicts_what_each_position_usually_is(dataset):
     assert scores["constant"]["depth.absolute_error"] > 0.5
     assert scores["position prior"]["segmentation.pixel_accuracy"] > scores["constant"]["segmentation.pixel_accuracy"]
     assert scores["position prior"]["normals.mean_angle"] < scores["constant"]["normals.mean_angle"]
+    other_test = replace(same, test=dataset.test)
+    assert trivial_predictors(other_test, PROFILE)["position prior"]["depth.absolute_error"] > 0.5, "the prior is train's"

@@ -1,4 +1,4 @@
-"""Data sets. Each is one file with a function `load(root) -> Dataset`, entered below.
+"""Data sets. Each is one file with a function `load(root) -> Source` and one `digest(root)`, entered below.
 
 All samples have the same form, whatever the source: image uint8 RGB; segmentation uint8, 255 = ignore; depth float32
 metres, 0 = invalid; normals float16 unit vectors (x right, y up, z towards the camera), 0 = invalid.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtprune_utils.tasks import IGNORE, Task
 
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 DATASETS = {"rooms": "mtprune_utils.data.rooms"}
 
 
@@ -56,6 +57,17 @@ class Dataset:
         return replace(self, **moved)
 
 
+def data_digest(name: str, root: str = "") -> str:
+    """A hash of a data set's files. Raises ValueError for an unknown name, FileNotFoundError where one is missing."""
+    return _module(name).digest(root)
+
+
+def _module(name: str):
+    if name not in DATASETS:
+        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    return import_module(DATASETS[name])
+
+
 def load_dataset(
     name: str, root: str = "", train_images: int | None = None, test_images: int | None = None,
     validation_share: float = 0.125,
@@ -64,14 +76,12 @@ def load_dataset(
 
     Raises ValueError for an unknown name or more images than there are, FileNotFoundError where data is missing.
     """
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    source = import_module(DATASETS[name]).load(root)
+    source = _module(name).load(root)
     train, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
     held_out = max(1, round(validation_share * len(train)))
     return Dataset(
         name, source.tasks, source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
-        source.digest,
+        data_digest(name, root),
     )
 
 
@@ -83,7 +93,6 @@ class Source:
     classes: tuple[str, ...]
     train: Split
     test: Split
-    digest: str
 
 
 def _first(split: Split, count: int | None, kind: str) -> Split:
@@ -93,8 +102,9 @@ def _first(split: Split, count: int | None, kind: str) -> Split:
 
 
 def image_to_float(image: Tensor) -> Tensor:
-    """uint8 RGB to float in about [-1, 1]."""
-    return image.float() / 127.5 - 1
+    """uint8 RGB (B, 3, H, W) to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
+    mean, sd = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_SD))
+    return (image.float() / 255 - mean) / sd
 
 
 def random_batches(split: Split, size: int, generator: torch.Generator) -> Iterator[Split]:
@@ -113,9 +123,9 @@ def augment(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Random scale (of images `image_height` high), crop and mirror of a batch, in one resampling, targets alike.
 
-    Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour; what falls outside the image is
-    black and invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if `depth_follows_scale` (as if
-    the camera had come nearer; Liu et al., CVPR 2019), else leaves it, as the paper's code does.
+    Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour; what falls outside the image has
+    the mean colour and is invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if
+    `depth_follows_scale` (as if the camera had come nearer; Liu et al., CVPR 2019), else leaves it, as the paper's code.
     """
     count, _, height, width = batch.image.shape
     device = batch.image.device

@@ -7,6 +7,7 @@ a machine that only trains needs neither a Parquet nor an image library.
 import hashlib
 import io
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -21,44 +22,58 @@ CLASSES = (
     "wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
     "lamp", "picture", "curtain", "rug", "plant", "clutter",
 )
+CACHE_FORMAT = 1  # count up when `_decode` changes
 ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
 
 
 def load(root: str = "") -> Source:
     """All of rooms, from `root` or, by default, from the package. Raises FileNotFoundError where a file is missing."""
-    splits, digest = {}, hashlib.sha256()
-    for name in ("train", "test"):
-        file = (Path(root) if root else FOLDER) / f"{name}.parquet"
+    train, test = (_decoded(file) for file in _files(root))
+    all_tasks = (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())
+    return Source({task.name: task for task in all_tasks}, CLASSES, train, test)
+
+
+def digest(root: str = "") -> str:
+    """A hash of both files."""
+    return hashlib.sha256("".join(_file_digest(file, file.stat().st_mtime_ns) for file in _files(root)).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def _file_digest(file: Path, modified: int) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _files(root: str) -> list[Path]:
+    files = [(Path(root) if root else FOLDER) / f"{split}.parquet" for split in ("train", "test")]
+    for file in files:
         if not file.exists():
             raise FileNotFoundError(
                 f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one"
             )
-        content = file.read_bytes()
-        digest.update(content)
-        splits[name] = _decoded(content, file)
-    all_tasks = (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())
-    return Source({task.name: task for task in all_tasks}, CLASSES, splits["train"], splits["test"], digest.hexdigest()[:16])
+    return files
 
 
-def _decoded(content: bytes, file: Path) -> Split:
+def _decoded(file: Path) -> Split:
     """The decoded split, from the cache if this very file was decoded before."""
     folder = Path(os.environ.get("MTPRUNE_CACHE", Path.home() / ".cache" / "mtprune"))
-    cache = folder / f"rooms-{hashlib.sha256(content).hexdigest()[:16]}.safetensors"
+    content = _file_digest(file, file.stat().st_mtime_ns)
+    cache = folder / f"rooms-{CACHE_FORMAT}-{content[:16]}.safetensors"
     if not cache.exists():
         folder.mkdir(parents=True, exist_ok=True)
         fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
-        save_file(_decode(content, file), fresh)
+        save_file(_decode(file), fresh)
         fresh.replace(cache)
     tensors = load_file(cache)
     return Split(tensors.pop("image"), tensors)
 
 
-def _decode(content: bytes, file: Path) -> dict[str, torch.Tensor]:
+def _decode(file: Path) -> dict[str, torch.Tensor]:
     """Parquet with encoded images to tensors in the common form (mtprune_utils.data)."""
     import pyarrow.parquet
 
     try:
-        columns = pyarrow.parquet.read_table(io.BytesIO(content)).to_pydict()
+        columns = pyarrow.parquet.read_table(file).to_pydict()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{file} is not a readable Parquet file: fetch it again ({error})") from error
 
