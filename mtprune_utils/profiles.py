@@ -1,8 +1,8 @@
 """Profiles: the same code with different numbers, all in one place.
 
 smoke   every notebook in under a minute on two cores: CI and a first look
-quick   the default main job: every figure on the embedded data in about 15 minutes on two cores
-paper   the paper's protocol, for a GPU (DESIGN: see README, "The paper's protocol")
+quick   the default main job: every figure on the embedded data in a quarter of an hour or so on two cores
+paper   the paper's protocol, for a GPU
 
 Lengths are in optimizer steps, images in pixels, learning rates in their optimizer's units.
 """

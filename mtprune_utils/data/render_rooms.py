@@ -1,4 +1,4 @@
-"""Render `rooms`: procedurally furnished indoor rooms with exact labels for four tasks.
+"""Render `rooms`: procedurally furnished indoor rooms with exact labels for three tasks.
 
 A seed decides everything: the room's size, furniture, materials, lights and camera.  The picture is
 path-traced with Mitsuba 3; segmentation, depth and normals come from one ray through each pixel's
