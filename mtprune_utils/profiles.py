@@ -1,7 +1,7 @@
 """Profiles: the same code with different numbers, all in one place.
 
 smoke   every notebook in under a minute on two cores: CI and a first look
-quick   the default main job: every figure on the embedded data in a quarter of an hour or so on two cores
+quick   the default main job: every figure on the embedded data in about a quarter of an hour on two cores
 paper   the paper's protocol, for a GPU
 
 Lengths are in optimizer steps, images in pixels, learning rates in their optimizer's units.
@@ -122,9 +122,9 @@ PROFILES = {
             "quick",
             image_height=128, crop=96, scale=(0.75, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=48, dropout=0.0,
-            dense=Optimization(lr=2e-3, steps=1600, evaluations=8),
+            dense=Optimization(lr=2e-3, steps=1400, evaluations=7),
             prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=22, cosine_batches=5),
-            retrain=Optimization(lr=2e-3, steps=1000, evaluations=8),
+            retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
             retrain_filters=(132, 88), seeds=3,
         ),
         Profile(

@@ -17,7 +17,7 @@ from mtprune_utils.pruning import Pruner, removable_filters, select_filters
 from mtprune_utils.tasks import Task, resize_output, resize_target, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-STATISTICS_IMAGES = 160
+STATISTICS_IMAGES = 96
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -97,9 +97,7 @@ def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
 
 
 def evaluation_batches(split: Split, profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour).
-
-    """
+    """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour)."""
     size = (profile.crop, profile.crop)
     for batch in split.batches(profile.batch_size):
         images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
