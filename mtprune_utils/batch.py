@@ -241,6 +241,10 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
             timings = folder / "timings.csv"
             if code == 0 and timings.exists():  # beside the figures, for the README's table
                 shutil.copyfile(timings, REPOSITORY / config["figures"] / profile / "timings.csv")
+                if (config["figures"], profile) == ("figures", "quick"):
+                    from mtprune_utils import readme
+
+                    readme.renew()
             return code
         finally:
             lock.truncate(0)

@@ -1,7 +1,7 @@
 """Profiles: the same code with different numbers, all in one place.
 
 smoke   every notebook in under a minute on two cores: CI and a first look
-quick   the default main job: every figure on the embedded data in about a quarter of an hour on two cores
+quick   the default main job: every figure on the embedded data in about 17 minutes on two cores
 paper   the paper's protocol, for a GPU
 
 Lengths are in optimizer steps, images in pixels, learning rates in their optimizer's units.

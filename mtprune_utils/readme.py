@@ -64,6 +64,11 @@ def updated(text: str, figures: Path) -> str:
     return text
 
 
-if __name__ == "__main__":
+def renew() -> None:
+    """Write the repository's README.md anew, from its figures."""
     readme = PROJECT / "README.md"
     write_atomically(readme, updated(readme.read_text(), PROJECT / "figures" / "quick").encode())
+
+
+if __name__ == "__main__":
+    renew()
