@@ -1,4 +1,5 @@
-# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, rank) -> figures.
+# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, rank) -> figures, with the control
+# arms beside them and, where a profile tunes, a search before each prune and retrain.
 # Each job executes one notebook. Usually started by `make figures`; by hand, or on a cluster:
 #     snakemake --cores 2 --rerun-triggers mtime params input --config profile=quick
 #
@@ -15,6 +16,7 @@ from pathlib import Path
 from mtprune_utils.batch import tell, visible_gpus
 from mtprune_utils.execution import notebook_digest
 from mtprune_utils.profiles import get_profile
+from mtprune_utils.results import TABLES
 from mtprune_utils.runs import Experiment, code_digest
 
 OVERRIDES = config.get("overrides", {})  # of numbers in the profile
@@ -25,27 +27,29 @@ SHARED = {
 PROFILE = get_profile(SHARED["profile"], OVERRIDES)
 EXPERIMENT = Experiment(PROFILE, SHARED["data"], SHARED["root"], Path(SHARED["runs"]))
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
+SHOWN = {"paper": EXPERIMENT.paper_runs(), "all": list(RUNS.values())}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
 STAGE_NOTEBOOKS = {
     "dense": "notebooks/01_train_dense.ipynb",
+    "tune": "notebooks/07_tune_optimizer.ipynb",
     "prune": "notebooks/02_prune_iteratively.ipynb",
     "retrain": "notebooks/03_retrain_from_scratch.ipynb",
 }
-PRIORITIES = {"dense": 2, "prune": 1, "retrain": 0}  # what others wait for goes first, so that no core idles at the end
-FIGURES = {  # figure: its notebook, the stages that it shows
-    "fig1_iterative_pruning": ("notebooks/04_plot_fig1_iterative_pruning.ipynb", ("dense", "prune")),
-    "fig2_layer_widths": ("notebooks/05_plot_fig2_layer_widths.ipynb", ("dense", "prune")),
+# A seed is finished before the next begins, so that a study of many sittings has whole seeds; within a seed, what others
+# wait for goes first, so that no core idles.
+PRIORITIES = {"dense": 4, "tune": 3, "prune": 2, "retrain": 1}
+FIGURES = {  # figure: its notebook, which runs it shows, of which stages
+    "fig1_iterative_pruning": ("notebooks/04_plot_fig1_iterative_pruning.ipynb", "paper", ("dense", "prune")),
+    "fig2_layer_widths": ("notebooks/05_plot_fig2_layer_widths.ipynb", "paper", ("dense", "prune")),
     "fig3_retrained_from_scratch": (
-        "notebooks/06_plot_fig3_retrained_from_scratch.ipynb", ("dense", "prune", "retrain"),
+        "notebooks/06_plot_fig3_retrained_from_scratch.ipynb", "paper", ("dense", "prune", "retrain"),
     ),
+    "fig4_claims": ("notebooks/08_judge_claims.ipynb", "all", ("dense", "tune", "prune", "retrain")),
 }
-STAGE_FILES = {  # done.json is written last, and makes a run count as finished
-    "dense": ("evaluations.csv", "curve.csv", "trivial.csv", "model.safetensors", "done.json"),
-    "prune": ("evaluations.csv", "layers.csv", "model.safetensors", "done.json"),
-    "retrain": ("evaluations.csv", "curve.csv", "model.safetensors", "done.json"),
-}
+# Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
+STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
 FIGURE_FILES = [f"{FIGURES_FOLDER}/{PROFILE.name}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
 RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
     f"exec {shlex.quote(sys.executable)} -m mtprune_utils.batch notebook "
@@ -58,19 +62,26 @@ def run_files(run):
 
 
 def cell(run):
-    """What names a run within its stage, as its notebook's parameters."""
-    values = {"criterion": run.criterion, "seed": run.seed, "rank": run.rank}
-    return {name: value for name, value in values.items() if value is not None}
+    """A run's cell as its notebook's parameters: a search has its profile's seed."""
+    return {name: value for name, value in run.cell.items() if value is not None and (run.stage, name) != ("tune", "seed")}
 
 
 def job_name(run):
-    words = [f"{value}" if name == "criterion" else f"{name} {value}" for name, value in cell(run).items()]
+    words = [f"{value}" if name in ("criterion", "arm") else f"{name} {value}" for name, value in cell(run).items()]
     return " ".join([run.stage, *words])
 
 
 def arguments(job, parameters):
     values = [word for name, value in parameters.items() for word in ("-p", name, json.dumps(value))]
     return shlex.join(["--job", job, *values])
+
+
+def priority(stage):
+    def of(wildcards):
+        seed = RUNS[f"{stage}/{wildcards.name}"].seed
+        return PRIORITIES[stage] - 10 * (-1 if seed == PROFILE.tuning.seed else seed)
+
+    return of
 
 
 def upstream(stage):
@@ -86,7 +97,8 @@ def stage_arguments(stage):
 
 
 def figure_inputs(wildcards):
-    return [file for run in RUNS.values() if run.stage in FIGURES[wildcards.figure][1] for file in run_files(run)]
+    _, which, stages = FIGURES[wildcards.figure]
+    return [file for run in SHOWN[which] if run.stage in stages for file in run_files(run)]
 
 
 def figure_arguments(wildcards, output):
@@ -131,7 +143,7 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
             arguments=stage_arguments(stage),
         resources:
             gpu=1 if visible_gpus() else 0,
-        priority: PRIORITIES[stage]
+        priority: priority(stage)
         shell:
             RUN
 

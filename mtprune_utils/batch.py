@@ -26,7 +26,7 @@ from pathlib import Path
 
 from mtprune_utils.execution import REPOSITORY, NotebookError, execute, refresh_notebooks
 
-STAGES = ("dense", "prune", "retrain", "figure")
+STAGES = ("dense", "tune", "prune", "retrain", "figure")
 RETRIES = 1  # of a failed job
 RESUME = "Run the same command again to resume: what is finished stays finished."
 EVENT = "mtprune: "  # begins the lines in which jobs tell the launcher what happens, among Snakemake's own
@@ -217,9 +217,10 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
 
 def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: dict, data: str, root: str) -> int:
     """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch."""
-    from mtprune_utils.profiles import get_profile
+    from mtprune_utils.results import restore
+    from mtprune_utils.runs import Experiment
 
-    get_profile(profile, overrides)  # a misspelt name is told at once, in one line
+    experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)  # a misspelt name is told at once, in one line
     config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
               "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
     folder = REPOSITORY / config["runs"] / profile
@@ -237,6 +238,8 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
         config_file.write_text(json.dumps(config, indent=1) + "\n")
         command = snakemake_command(jobs, config_file)
         try:
+            if again := restore(experiment, REPOSITORY / config["figures"]):
+                print(f"{again} finished runs are known from {config['figures']}/{profile}/results", flush=True)
             code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
             timings = folder / "timings.csv"
             if code == 0 and timings.exists():  # beside the figures, for the README's table

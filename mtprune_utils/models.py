@@ -4,8 +4,9 @@ Only backbone filters are pruned. A backbone lists what can be pruned as `layers
 """
 
 import json
+from bisect import bisect_left
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -168,6 +169,42 @@ def load_imagenet_backbone(model: MultiTaskNet) -> None:
         layer.conv.load_state_dict(convolution.state_dict())
 
 
+def count_parameters(architecture: Architecture) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in MultiTaskNet(architecture).parameters())
+
+
+def uniform_widths(dense: Architecture, parameters: int, floor: int) -> Architecture:
+    """The control without a criterion: every layer keeps the same share of its filters, and at least `floor`.
+
+    The share is the one whose parameter count comes nearest to `parameters`.
+    """
+    def narrowed(share: float) -> Architecture:
+        return replace(dense, widths=tuple(max(min(floor, width), round(share * width)) for width in dense.widths))
+
+    shares = sorted({(count + 0.5) / width for width in dense.widths for count in range(width)} | {1.0})  # where a width changes
+    at = bisect_left(shares, parameters, key=lambda share: count_parameters(narrowed(share)))
+    return min(map(narrowed, shares[max(at - 1, 0) : at + 1]), key=lambda a: abs(count_parameters(a) - parameters))
+
+
+def activation_bytes(architecture: Architecture, size: tuple[int, int]) -> int:
+    """What one (H, W) image leaves in memory from forward to backward pass, in float32: training memory per image."""
+    kept: dict[int, int] = {}  # by storage: what two operations need is stored once
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.device("meta"):
+        model = MultiTaskNet(architecture)
+        weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            outputs = model(torch.empty(1, 3, *size))
+    assert outputs  # alive until here: a freed storage's address could be given out again
+    return sum(count for storage, count in kept.items() if storage not in weights)
+
+
 def complexity(architecture: Architecture, size: tuple[int, int]) -> dict[str, int]:
     """Filters, parameters (all and backbone) and multiply-accumulates of one forward pass of one (H, W) image."""
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
@@ -175,7 +212,7 @@ def complexity(architecture: Architecture, size: tuple[int, int]) -> dict[str, i
         model(torch.empty(1, 3, *size))
     return {
         "filters": architecture.filters,
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(architecture),
         "backbone_parameters": sum(p.numel() for p in model.backbone.parameters()),
         "macs": flops.get_total_flops() // 2,
     }

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
@@ -17,20 +18,29 @@ from mtprune_utils.runs import Experiment, Run, csv_text, provenance, read_json,
 
 STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
     "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"), "magnitude": ("tab:green", "L1 magnitude"),
-    "random": ("tab:gray", "random"),
+    "random": ("tab:gray", "random"), "uniform": ("tab:brown", "uniform"),
 }
 PANELS = {  # the paper's three metrics
     "segmentation.pixel_accuracy": "Segmentation: pixel accuracy",
     "depth.relative_error": "Depth: relative error",
     "normals.mean_angle": "Normals: mean angle (degrees)",
 }
-SIZES = {"parameters": "parameters", "filters": "backbone filters"}
+SIZES = {
+    "parameters": "parameters", "filters": "backbone filters", "backbone_parameters": "backbone parameters",
+    "macs": "multiply-accumulates of one image",
+}
+PUBLISHED = {  # read off the paper's Figures 1 and 3, approximately: parameters, then the three metrics in PANELS' order
+    "full model, published": ("black", (84.13e6, 0.468, 0.27, 18.35)),
+    "Taylor, iterative, published": ("tab:orange", (14.2e6, 0.36, 0.39, 18.65)),
+    "Taylor, from scratch, published": ("tab:orange", (14.4e6, 0.42, 0.34, 18.1)),
+    "CosPrune, from scratch, published": ("tab:blue", (14.4e6, 0.44, 0.31, 18.1)),
+}
 
 
 def style_of(criterion: str) -> tuple[str, str]:
     """Colour and label of a criterion, the paper's for the paper's."""
     extra = [name for name in CRITERIA if name not in STYLES]
-    spare = ("tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
+    spare = ("tab:purple", "tab:pink", "tab:olive", "tab:cyan")
     return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
@@ -75,14 +85,14 @@ def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
 def show_curve(curve: pd.DataFrame) -> Figure:
     """Training and validation loss of each task over a run's steps; a circle marks the weights that were kept."""
     tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 2.8), layout="constrained")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 2.8), layout="constrained", squeeze=False)
     kept = curve[curve["selected"] == 1]
-    for axis, task in zip(axes, tasks):
+    for axis, task in zip(axes[0], tasks):
         axis.plot(curve["step"], curve[f"train.{task}.loss"], "--", color="tab:gray", label="training")
         axis.plot(curve["step"], curve[f"{task}.loss"], color="tab:blue", label="validation")
         axis.plot(kept["step"], kept[f"{task}.loss"], "o", color="tab:blue", fillstyle="none", label="kept")
         axis.set(title=task, xlabel="step", ylabel="loss")
-    axes[0].legend()
+    axes[0, 0].legend()
     return figure
 
 
@@ -125,15 +135,25 @@ def _curve(axis, data: pd.DataFrame, **style) -> None:
         axis.fill_between(data["x"], data["mean"] - data["sd"], data["mean"] + data["sd"], color=style["color"], alpha=0.2)
 
 
-def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def _draw_published(axis, metric: str, names: tuple[str, ...]) -> None:
+    """The paper's own points, as open marks: of NYUv2, with normals that it left encoded, so angles are not comparable."""
+    for name in names:
+        colour, (parameters, *values) = PUBLISHED[name]
+        value = values[list(PANELS).index(metric)]
+        axis.plot(parameters, value, "o" if "scratch" in name else "s", color=colour, fillstyle="none", label=name)
+
+
+def fig1_iterative_pruning(
+    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, published: bool = False
+) -> tuple[Figure, pd.DataFrame]:
     """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
 
-    The paper's x-axis (all parameters) above; below, the filters left, which the heads' parameters do not hide. Returns
-    the figure and the plotted data.
+    The paper's x-axis (all parameters) above; below, sizes that the heads' parameters do not hide: filters, parameters of
+    the backbone, multiply-accumulates. published: add the paper's points. Returns the figure and the plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), layout="constrained")
+    figure, axes = plt.subplots(len(SIZES), 3, figsize=(12, 3.2 * len(SIZES)), layout="constrained")
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
         for axis, (metric, title) in zip(row, PANELS.items()):
@@ -143,6 +163,8 @@ def fig1_iterative_pruning(pruned: pd.DataFrame, dense: pd.DataFrame, trivial: p
                 _curve(axis, curve, color=colour, label=label)
                 data.append(curve.assign(size=size, metric=metric, criterion=criterion, **levels(metric)))
             _draw_levels(axis, **levels(metric))
+            if published and size == "parameters":
+                _draw_published(axis, metric, ("full model, published", "Taylor, iterative, published"))
             axis.set(title=title)
             _size_axis(axis, size_label)
     axes[0, 0].legend()
@@ -179,11 +201,11 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def fig3_retrained_from_scratch(
-    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame
+    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, published: bool = False
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 3: found architectures re-trained from random weights (solid) against the iterative run (dashed).
 
-    Mean and standard deviation over seeds. Returns the figure and the plotted data.
+    Mean and standard deviation over seeds. published: add the paper's points. Returns the figure and the plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
@@ -201,10 +223,74 @@ def fig3_retrained_from_scratch(
             for arm, curve in (("iterative", iterative), ("from scratch", points)):
                 data.append(curve.assign(arm=arm, metric=metric, criterion=criterion, **levels(metric)))
         _draw_levels(axis, **levels(metric))
+        if published:
+            _draw_published(axis, metric, tuple(PUBLISHED))
         axis.set(title=title)
         _size_axis(axis, "parameters")
     axes[0].legend(fontsize="small")
     return figure, _tidy(data)
+
+
+VERDICTS = {"supported": "tab:green", "refuted": "tab:red", "undecided": "tab:gray"}
+
+
+def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFrame]:
+    """Every claim's estimate and interval, the claim as a whole (diamond) and task by task, coloured by verdict.
+
+    table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin.
+    """
+    rows = table[table["estimate"].notna()].reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(9, 0.26 * len(rows) + 1), layout="constrained")
+    axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0, label="margin")
+    axis.axvline(0, color="black", linewidth=0.8)
+    for i, row in rows.iterrows():
+        whole = row["task"] == "all"
+        style = {"color": VERDICTS[row["verdict"]], "marker": "D" if whole else "o", "markersize": 6 if whole else 4}
+        if np.isfinite([row["low"], row["high"]]).all():
+            axis.plot([row["low"], row["high"]], [i, i], color=style["color"], linewidth=2 if whole else 1)
+        axis.plot(row["estimate"], i, **style)
+        if row["rule"] != "equal":
+            axis.plot(row["threshold"], i, "|", color="black", markersize=9)
+    names = [f"{row['claim']}  {row['statement']}"[:90] if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
+    axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="share of the gap between position prior (0) and dense network (1)")
+    axis.invert_yaxis()
+    handles = [axis.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in VERDICTS.items()]
+    axis.legend(handles=handles, loc="upper right", fontsize="small")
+    return figure, rows
+
+
+def fig5_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """Re-training, arm by arm: the validation endpoint of each task, as the share of the gap, mean over seeds and criteria.
+
+    curves: columns arm, rank, step, task, kept. Returns the figure and the plotted data.
+    """
+    means = curves.groupby(["task", "rank", "arm", "step"])["kept"].agg(["mean", "std", "count"]).reset_index()
+    tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
+    figure, axes = plt.subplots(len(ranks), len(tasks), figsize=(4 * len(tasks), 2.8 * len(ranks)), layout="constrained",
+                                squeeze=False, sharey=True)
+    for row, rank in zip(axes, ranks):
+        for axis, task in zip(row, tasks):
+            for arm, line in means[(means["rank"] == rank) & (means["task"] == task)].groupby("arm"):
+                axis.plot(line["step"], line["mean"], ".-", label=arm)
+            axis.set(title=f"{task}, size {int(rank)}", xlabel="step", ylabel="share of the gap kept")
+    axes[0, 0].legend(fontsize="small")
+    return figure, means
+
+
+def show_trials(trials: pd.DataFrame) -> Figure:
+    """A search: the loss of every trial in its order, and over learning rate and weight decay."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    finished = trials[trials["state"] == "complete"]
+    axes[0].plot(finished["trial"], finished["loss"], "o")
+    axes[0].plot(finished["trial"], finished["loss"].cummin(), color="tab:gray", label="best so far")
+    axes[0].set(xlabel="trial", ylabel="validation loss")
+    axes[0].legend()
+    marks = axes[1].scatter(finished["lr"], finished["weight_decay"], c=finished["loss"], cmap="viridis_r")
+    given_up = trials[trials["state"] != "complete"]
+    axes[1].plot(given_up["lr"], given_up["weight_decay"], "x", color="tab:gray", label="given up early")
+    axes[1].set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight decay")
+    figure.colorbar(marks, label="validation loss")
+    return figure
 
 
 def _tidy(parts: list[pd.DataFrame]) -> pd.DataFrame:

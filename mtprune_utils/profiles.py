@@ -1,7 +1,8 @@
 """Profiles: the same code with different numbers, all in one place.
 
 smoke   every notebook in under a minute on two cores: CI and a first look
-quick   the default main job: every figure on the embedded data in about 17 minutes on two cores
+quick   the default main job: every figure on the embedded data, and one seed of each control
+study   a small network, eight seeds, every arm, tuned: what decides the paper's claims; hours on two cores, resumable
 paper   the paper's protocol, for a GPU
 
 Lengths are in optimizer steps, images in pixels, learning rates in their optimizer's units.
@@ -55,6 +56,7 @@ class Pruning:
     every: int = 500
     filters: int = 100
     floor: int = 5
+    removal: str = "fixed"  # or "geometric": as many removals, each taking an equal share of what is left
     cosine_batches: int = 5  # minibatches before each removal over which the layer-wise cosine is observed
 
     def __post_init__(self):
@@ -62,6 +64,37 @@ class Pruning:
         _check(1 <= self.cosine_batches <= self.every, "cosine_batches must be from 1 to every", self.cosine_batches)
         _check(self.filters >= 1, "filters must be at least 1", self.filters)
         _check(self.floor >= 1, "floor must be at least 1", self.floor)
+        _check(self.removal in ("fixed", "geometric"), "removal must be fixed or geometric", self.removal)
+
+
+@dataclass(frozen=True)
+class Controls:
+    """The arms beside the paper's two: which seeds get them, and at which of the profile's sizes (by rank)."""
+
+    seeds: int = 1
+    ranks: tuple[int, ...] = (0,)
+    budget: float = 3.0  # "scratch_longer" takes at most so many times the steps of "scratch"
+
+    def __post_init__(self):
+        _check(self.seeds >= 0, "controls.seeds must not be negative", self.seeds)
+        _check(self.budget >= 1, "controls.budget must be at least 1", self.budget)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Optuna's search over learning rate and weight decay, one study per criterion, size and phase. 0 trials: none."""
+
+    trials: int = 0
+    lr: tuple[float, float] = (1e-4, 1e-2)
+    weight_decay: tuple[float, float] = (1e-6, 1e-1)
+    seed: int = 1000  # of the runs it tries things on: no seed of the evaluation
+
+    def __post_init__(self):
+        _check(self.trials >= 0, "tuning.trials must not be negative", self.trials)
+        for name in ("lr", "weight_decay"):
+            low, high = getattr(self, name)
+            _check(0 < low < high, f"tuning.{name} must be (low, high)", (low, high))
+
 
 
 @dataclass(frozen=True)
@@ -84,7 +117,10 @@ class Profile:
     dense: Optimization = field(default_factory=Optimization)
     prune: Pruning = field(default_factory=Pruning)
     retrain: Optimization = field(default_factory=Optimization)
-    retrain_filters: tuple[int, ...] = ()  # sizes at which found architectures are re-trained; rank r is the r-th
+    sizes: tuple[float, ...] = ()  # shares of the dense network's parameters, falling; rank r is the r-th
+    controls: Controls = field(default_factory=Controls)
+    tuning: Tuning = field(default_factory=Tuning)
+    margin: float = 0.1  # of the gap between dense network and position prior: what counts as no difference
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
 
@@ -93,8 +129,14 @@ class Profile:
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
         _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "scale must be (low, high)", self.scale)
-        whole = all(type(filters) is int for filters in self.retrain_filters)
-        _check(whole, "retrain_filters must be whole numbers", self.retrain_filters)
+        falling = all(type(size) is float and 0 < size < 1 for size in self.sizes) and list(self.sizes) == sorted(
+            set(self.sizes), reverse=True
+        )
+        _check(falling, "sizes must be falling shares between 0 and 1", self.sizes)
+        known = all(type(rank) is int and 0 <= rank < len(self.sizes) for rank in self.controls.ranks)
+        _check(known or not self.sizes, f"controls.ranks must be from 0 to {len(self.sizes) - 1}", self.controls.ranks)
+        _check(self.seeds <= self.tuning.seed, "seeds must leave out tuning.seed", self.seeds)
+        _check(0 < self.margin < 1, "margin must lie between 0 and 1", self.margin)
 
     def architecture(self, tasks: dict[str, int]) -> Architecture:
         """The dense network of this profile, for {task: output channels}."""
@@ -115,7 +157,7 @@ PROFILES = {
             dense=Optimization(lr=2e-3, steps=24, evaluations=2),
             prune=Pruning(lr=5e-4, schedule="constant", every=4, filters=70, cosine_batches=1),
             retrain=Optimization(lr=2e-3, steps=24, evaluations=2),
-            retrain_filters=(132,), seeds=2,
+            sizes=(0.4,), controls=Controls(budget=1.5), tuning=Tuning(trials=2), seeds=2,
         ),
         Profile(
             # Batch norm, unlike the paper's network: without it a thousand steps do not teach thirteen narrow layers to see.
@@ -125,14 +167,23 @@ PROFILES = {
             dense=Optimization(lr=2e-3, steps=1400, evaluations=7),
             prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=22, cosine_batches=5),
             retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
-            retrain_filters=(132, 88), seeds=3,
+            sizes=(0.3, 0.15), controls=Controls(ranks=(1,), budget=2.0), seeds=3,
+        ),
+        Profile(
+            "study",
+            image_height=96, crop=64, scale=(2 / 3, 1.0), batch_size=8,
+            backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=16, dropout=0.0,
+            dense=Optimization(lr=2e-3, steps=1200, evaluations=6),
+            prune=Pruning(lr=5e-4, every=20, filters=13),
+            retrain=Optimization(lr=2e-3, steps=1200, evaluations=10),
+            sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1)), tuning=Tuning(trials=16), seeds=8,
         ),
         Profile(
             "paper",
             depth_follows_scale=False, pretrained=True,
             dense=Optimization(lr=1e-4, steps=25_000, evaluations=50),
             retrain=Optimization(lr=1e-3, steps=15_000, evaluations=30),
-            retrain_filters=(3724, 3224, 2724, 2224, 1724, 1224, 824, 424, 224, 124), seeds=6,
+            sizes=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17), controls=Controls(seeds=6, ranks=(5, 9)), seeds=6,
         ),
     )
 }
@@ -143,9 +194,7 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
 
     Raises ValueError, naming the nearest known name, for an unknown profile, setting or criterion or a wrong type.
     """
-    if name not in PROFILES:
-        raise ValueError(f"unknown profile {name!r}{_nearest(name, PROFILES)}")
-    profile = PROFILES[name]
+    profile = PROFILES[known(name, PROFILES, "profile")]
     for key, value in (overrides or {}).items():
         profile = _replace(profile, key, key.split("."), value)
     for criterion in profile.criteria:
@@ -155,13 +204,19 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
 
 def check_criterion(name: str) -> None:
     """Raises ValueError, naming the nearest known one, if there is no such criterion."""
-    if name not in CRITERIA:
-        raise ValueError(f"unknown criterion {name!r}{_nearest(name, CRITERIA)}")
+    known(name, CRITERIA, "criterion")
+
+
+def known(name: str, names, kind: str) -> str:
+    """The name itself. Raises ValueError, naming the nearest of `names`, if it is none of them."""
+    if name not in names:
+        raise ValueError(f"unknown {kind} {name!r}{_nearest(name, names)}")
+    return name
 
 
 def _replace(record, key: str, path: list[str], value):
     fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "name"}
-    if path[0] not in fields:
+    if path[0] not in fields:  # the whole key is told, the nearest is sought for its part
         raise ValueError(f"unknown setting {key!r}{_nearest(path[0], fields)}")
     old = fields[path[0]]
     if dataclasses.is_dataclass(old):
@@ -178,6 +233,6 @@ def _replace(record, key: str, path: list[str], value):
     return dataclasses.replace(record, **{path[0]: value})
 
 
-def _nearest(name: str, known) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(known)}"
+def _nearest(name: str, names) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(names)}"

@@ -1,15 +1,32 @@
 """Choosing filters by their scores, and removing them physically from the network and from the optimizer."""
 
+import math
+
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from mtprune_utils.models import MultiTaskNet
+from mtprune_utils.profiles import Pruning
 
 
 def removable_filters(widths: list[int], floor: int) -> int:
     """How many filters can go before every layer is at its floor."""
     return sum(max(width - floor, 0) for width in widths)
+
+
+def removal_plan(widths: list[int], settings: Pruning) -> list[int]:
+    """How many filters are left after each removal, down to the floor.
+
+    "fixed" takes the same number each time, so that the last removals are large beside what is left; "geometric" takes
+    an equal share of what is left, in as many removals.
+    """
+    total = sum(widths)
+    spare = removable_filters(widths, settings.floor)
+    removals = math.ceil(spare / settings.filters)
+    if settings.removal == "fixed":
+        return [total - min(settings.filters * (i + 1), spare) for i in range(removals)]
+    return [round(total * ((total - spare) / total) ** ((i + 1) / removals)) for i in range(removals)]
 
 
 def select_filters(scores: list[Tensor], budget: int, floor: int) -> list[Tensor]:

@@ -15,21 +15,24 @@ import os
 import platform
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
-from mtprune_utils.data import data_digest
-from mtprune_utils.profiles import Profile, check_criterion, get_profile
+from mtprune_utils.data import data_digest, data_tasks
+from mtprune_utils.profiles import Profile, check_criterion, get_profile, known
+from mtprune_utils.tasks import Task
 
 PACKAGE = Path(__file__).parent
 TRAINING_MODULES = ("data/__init__.py", "data/rooms.py", "tasks.py", "models.py", "gradients.py", "training.py", "stages.py")
+PRUNING_MODULES = (*TRAINING_MODULES, "criteria.py", "pruning.py")
 STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws figures and re-trains nothing
     "dense": TRAINING_MODULES,
-    "prune": (*TRAINING_MODULES, "criteria.py", "pruning.py"),
+    "tune": PRUNING_MODULES,
+    "prune": PRUNING_MODULES,
     "retrain": TRAINING_MODULES,
-    "figure": ("stats.py", "plots.py", "tasks.py", "runs.py"),
+    "figure": ("stats.py", "claims.py", "results.py", "plots.py", "tasks.py", "models.py", "runs.py"),
 }
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # where relative folders start
 
@@ -39,9 +42,11 @@ SHARED_SETTINGS = (
 )
 STAGE_SETTINGS = {
     "dense": ("dense", "pretrained"),
-    "prune": ("prune",),
+    "tune": ("tuning", "prune", "retrain", "sizes"),
+    "prune": ("prune", "sizes"),
     "retrain": ("retrain",),
 }
+UNIFORM = "uniform"  # stands in a criterion's place for equal shares of every layer, which nobody has to find
 
 
 @dataclass(frozen=True)
@@ -57,74 +62,165 @@ class Experiment:
     def data_digest(self) -> str:
         return data_digest(self.data, self.data_root)
 
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        return data_tasks(self.data)
+
     @classmethod
     def open(cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None) -> "Experiment":
         """From a notebook's parameters. A relative `runs` starts at the repository, wherever the notebook runs."""
         return cls(get_profile(profile, overrides), data, root, PROJECT / runs)
 
-    def dense(self, seed: int) -> "Run":
-        return Run(self, "dense", seed)
+    # --- single runs: each raises ValueError for an unknown cell ---
 
-    def prune(self, criterion: str, seed: int) -> "Run":
+    def dense(self, seed: int, arm: str = "multitask") -> "Run":
+        """arm: "multitask", or the name of the one task of a single-task network."""
+        return Run(self, "dense", seed, arm=known(arm, ("multitask", *self.tasks), "arm"))
+
+    def tune(self, arm: str, criterion: str, rank: int) -> "Run":
+        """arm: the phase that is tuned, "prune" or "retrain", for one criterion and size."""
+        seed = self.profile.tuning.seed
+        return Run(self, "tune", seed, self._criterion(criterion), self._rank(rank), known(arm, ("prune", "retrain"), "arm"))
+
+    def prune(self, criterion: str, seed: int, rank: int | None = None, arm: str = "iterative") -> "Run":
+        """rank: the size that its optimizer is tuned for; the last one by default, whose run goes down to the floor.
+
+        Without tuning one run serves all sizes. arm: the profile's own schedule ("iterative"), or one of `schedules`.
+        """
         check_criterion(criterion)
-        return Run(self, "prune", seed, criterion)
+        known(arm, ("iterative", *self.schedules), "arm")
+        last = len(self.profile.sizes) - 1
+        tuned_for = self._rank(last if rank is None else rank) if self.profile.tuning.trials else None
+        return Run(self, "prune", seed, criterion, tuned_for, arm)
 
-    def retrain(self, criterion: str, seed: int, rank: int) -> "Run":
-        check_criterion(criterion)
-        if not 0 <= rank < len(self.profile.retrain_filters):
-            raise ValueError(f"rank must be from 0 to {len(self.profile.retrain_filters) - 1}, got {rank}")
-        return Run(self, "retrain", seed, criterion, rank)
+    def retrain(self, criterion: str, seed: int, rank: int, arm: str = "scratch") -> "Run":
+        """arm: from random weights for the profile's steps ("scratch", Liu et al.'s Scratch-E) or for the compute that
+        finding the architecture took ("scratch_longer", Scratch-B), or from the weights that pruning kept ("finetune").
+        """
+        known(arm, ("scratch", "scratch_longer", "finetune") if criterion != UNIFORM else ("scratch",), "arm")
+        return Run(self, "retrain", seed, self._criterion(criterion), self._rank(rank), arm)
 
-    def runs(self) -> list["Run"]:
-        """Every run, upstream runs first."""
-        seeds = range(self.profile.seeds)
+    def _criterion(self, name: str) -> str:
+        if name != UNIFORM:
+            check_criterion(name)
+        return name
+
+    def _rank(self, rank: int) -> int:
+        if not 0 <= rank < len(self.profile.sizes):
+            raise ValueError(f"rank must be from 0 to {len(self.profile.sizes) - 1}, got {rank}")
+        return rank
+
+    @property
+    def schedules(self) -> dict[str, dict[str, str]]:
+        """The schedules of pruning that the profile's own is held against: what of it each one replaces."""
+        rate = "cosine" if self.profile.prune.schedule == "constant" else "constant"
+        return {f"{rate}_rate": {"schedule": rate}, "geometric": {"removal": "geometric"}}
+
+    # --- the grid ---
+
+    def paper_runs(self) -> list["Run"]:
+        """The paper's arms, which Figures 1 to 3 show: dense networks, iterative pruning, re-training from scratch."""
+        seeds, ranks = range(self.profile.seeds), range(len(self.profile.sizes))
         pairs = [(criterion, seed) for seed in seeds for criterion in self.profile.criteria]
-        ranks = range(len(self.profile.retrain_filters))
         return [
             *(self.dense(seed) for seed in seeds),
             *(self.prune(*pair) for pair in pairs),
             *(self.retrain(*pair, rank) for pair in pairs for rank in ranks),
         ]
 
+    def runs(self) -> list["Run"]:
+        """Every run, seed by seed, each after what it starts from."""
+        found: dict[Path, Run] = {}
+
+        def add(run: Run) -> None:
+            for upstream in run.inputs:
+                add(upstream)
+            found.setdefault(run.folder, run)
+
+        profile = self.profile
+        for seed in range(profile.seeds):
+            for run in self.paper_runs():
+                if run.seed == seed:
+                    add(run)
+            if seed < profile.controls.seeds:
+                for run in self.control_runs(seed):
+                    add(run)
+        return list(found.values())
+
+    def control_runs(self, seed: int) -> list["Run"]:
+        """One seed of the arms that the paper's are held against."""
+        criteria, ranks = self.profile.criteria, self.profile.controls.ranks
+        return [
+            *(self.dense(seed, task) for task in self.tasks),
+            *(self.prune(criterion, seed, arm=schedule) for criterion in criteria for schedule in self.schedules),
+            *(self.retrain(criterion, seed, rank) for criterion in (UNIFORM, "random") for rank in ranks),
+            *(self.retrain(c, seed, rank, arm) for c in criteria for rank in ranks for arm in ("scratch_longer", "finetune")),
+        ]
+
 
 @dataclass(frozen=True)
 class Run:
-    """One cell of the grid. stage: "dense", "prune" or "retrain"."""
+    """One cell of the grid. stage: "dense", "tune", "prune" or "retrain"; the other fields as in `Experiment`."""
 
     experiment: Experiment
     stage: str
     seed: int
-    criterion: str | None = None  # prune and retrain
-    rank: int | None = None  # retrain: index into profile.retrain_filters
+    criterion: str | None = None
+    rank: int | None = None
+    arm: str = ""
 
     @property
     def profile(self) -> Profile:
         return self.experiment.profile
 
     @property
+    def cell(self) -> dict:
+        """What names the run within its stage."""
+        return {"criterion": self.criterion, "seed": self.seed, "rank": self.rank, "arm": self.arm}
+
+    @property
+    def source(self) -> "Run | None":
+        """The run whose network this one starts from, if it is not a random one of known widths."""
+        pruned_for = self.stage == "retrain" or self.stage == "tune" and self.arm == "retrain"
+        if pruned_for and self.criterion != UNIFORM:
+            return self.experiment.prune(self.criterion, self.seed, self.rank)
+        return self.experiment.dense(self.seed) if self.stage in ("prune", "tune") and not pruned_for else None
+
+    @property
+    def tuning(self) -> "Run | None":
+        """The search whose best settings this run takes."""
+        if not self.profile.tuning.trials or self.stage not in ("prune", "retrain"):
+            return None
+        phase = "prune" if self.arm == "finetune" else self.stage
+        return self.experiment.tune(phase, self.criterion, self.rank)
+
+    @property
     def inputs(self) -> list["Run"]:
-        """The runs whose results this one starts from."""
-        if self.stage == "prune":
-            return [self.experiment.dense(self.seed)]
-        if self.stage == "retrain":
-            return [self.experiment.prune(self.criterion, self.seed)]
-        return []
+        """The runs whose results this one needs."""
+        return [run for run in (self.source, self.tuning) if run]
 
     @cached_property
     def params(self) -> dict:
         """Every number that the results depend on, the upstream runs' names included, as plain JSON values."""
-        everything = asdict(self.profile)
+        profile = self.profile
+        if self.stage == "prune":
+            profile = replace(profile, prune=replace(profile.prune, **self.experiment.schedules.get(self.arm, {})))
+        everything = asdict(profile)
         shared = {key: everything[key] for key in SHARED_SETTINGS}
         own = {key: everything[key] for key in STAGE_SETTINGS[self.stage]}
-        filters = None if self.rank is None else self.profile.retrain_filters[self.rank]
-        cell = {"seed": self.seed, "criterion": self.criterion, "filters": filters}
+        if self.stage == "tune":
+            del own["retrain" if self.arm == "prune" else "prune"]
+        if self.arm == "scratch_longer":
+            own["budget"] = profile.controls.budget
+        cell = {"seed": self.seed, "criterion": self.criterion, "arm": self.arm}
+        cell["size"] = None if self.rank is None else profile.sizes[self.rank]
         upstream = {"inputs": [run.name for run in self.inputs]}
         return {"stage": self.stage, "data": self.experiment.data_digest, **cell, **upstream, **own, **shared}
 
     @cached_property
     def name(self) -> str:
         digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:10]
-        parts = [self.criterion, f"seed{self.seed}", None if self.rank is None else f"rank{self.rank}", digest]
+        parts = [self.criterion, f"seed{self.seed}", None if self.rank is None else f"rank{self.rank}", self.arm, digest]
         return "-".join(part for part in parts if part)
 
     @property

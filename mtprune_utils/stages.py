@@ -1,4 +1,4 @@
-"""The three stages of the experiment, from run folder to run folder: dense training, pruning, re-training.
+"""The stages of the experiment, from run folder to run folder: dense training, tuning, pruning, re-training.
 
 Each takes a `Run`, does nothing if it is finished, and writes `done.json` last. A figure notebook opened alone calls
 the same functions for whatever is missing.
@@ -14,8 +14,10 @@ import torch
 
 from mtprune_utils import training
 from mtprune_utils.data import Dataset, load_dataset
-from mtprune_utils.models import Architecture, MultiTaskNet, build, load_imagenet_backbone, load_model, model_bytes
-from mtprune_utils.profiles import Optimization
+from mtprune_utils.models import (
+    Architecture, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
+)
+from mtprune_utils.profiles import Optimization, Pruning
 from mtprune_utils.runs import Run, code_digest, provenance, read_json, read_table, write_atomically
 
 
@@ -48,7 +50,8 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
         run.stage, params=run.params, data_digest=dataset.digest, threads=torch.get_num_threads(), device=str(_device())
     )
     run.write_json("provenance.json", origin)
-    {"dense": _dense, "prune": _prune, "retrain": _retrain}[run.stage](run, dataset.to(_device()), report)
+    stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
+    stage(run, dataset.to(_device()), report)
     run.write_json("timing.json", {"seconds": round(time.perf_counter() - started, 1)})
     run.write_json("done.json", {"code": origin["code"]})
 
@@ -67,9 +70,12 @@ def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> N
 
 
 def _seed(run: Run) -> int:
-    """One stream of random numbers per stage and seed. The criterion is left out: its runs are paired."""
-    digest = hashlib.sha256(f"{run.stage} {run.seed}".encode()).digest()
-    return int.from_bytes(digest[:6], "big")
+    """One stream of random numbers per stage and seed. Criterion and arm are left out: their runs are paired."""
+    return _stream(f"{run.stage} {run.seed}")
+
+
+def _stream(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
 def _device() -> torch.device:
@@ -77,6 +83,8 @@ def _device() -> torch.device:
 
 
 def _dense(run: Run, dataset: Dataset, report) -> None:
+    if run.arm != "multitask":
+        dataset = dataset.only(run.arm)
     model = build(run.profile.architecture({name: task.channels for name, task in dataset.tasks.items()}), _seed(run))
     if run.profile.pretrained:
         load_imagenet_backbone(model)
@@ -85,36 +93,163 @@ def _dense(run: Run, dataset: Dataset, report) -> None:
     run.write_table("trivial.csv", [{"predictor": name} | metrics for name, metrics in trivial.items()])
 
 
-def _retrain(run: Run, dataset: Dataset, report) -> None:
-    _train_and_save(run, build(found_architecture(run), _seed(run)), dataset, run.profile.retrain, report)
-
-
-def found_architecture(run: Run) -> Architecture:
-    """What a re-training run trains: the pruning run's architecture with the number of filters nearest to its rank's."""
-    pruned = run.inputs[0]
-    wanted = run.profile.retrain_filters[run.rank]
-    nearest = min(read_table(pruned.path("evaluations.csv")), key=lambda row: abs(int(row["filters"]) - wanted))
-    widths = tuple(int(width) for width in nearest["widths"].split())
-    return replace(load_model(pruned.path("model.safetensors")).architecture, widths=widths)
-
-
 def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: Optimization, report) -> None:
     model.to(_device())
     curve = training.train(model, dataset, run.profile, settings, _seed(run), report)
     run.write_table("curve.csv", curve)
     write_atomically(run.path("model.safetensors"), model_bytes(model))
-    metrics = training.evaluate_on_test(model, dataset, run.profile)
-    run.write_table("evaluations.csv", [training.describe(model, run.profile) | metrics])
+    metrics = training.evaluate_afresh(model, dataset, dataset.test, run.profile)
+    settings_used = {"steps": settings.steps, "lr": settings.lr, "weight_decay": settings.weight_decay}
+    run.write_table("evaluations.csv", [settings_used | training.describe(model, run.profile) | metrics])
 
+
+# --- pruning ---
 
 def _prune(run: Run, dataset: Dataset, report) -> None:
-    model = load_model(run.inputs[0].path("model.safetensors")).to(_device())
+    settings = tuned(replace(run.profile.prune, **run.experiment.schedules.get(run.arm, {})), run.tuning)
+    last = len(run.profile.sizes) - 1
+    model = network(run.source, "model.safetensors").to(_device())
     evaluations, layer_rows = [], []
-    for evaluation, layers in training.prune_iteratively(model, dataset, run.profile, run.criterion, _seed(run)):
+    for evaluation, layers in training.prune_iteratively(
+        model, dataset, run.profile, settings, run.criterion, _seed(run),
+        measure=lambda model: training.evaluate_afresh(model, dataset, dataset.test, run.profile),
+        last_rank=None if run.rank in (None, last) else run.rank,
+    ):
         evaluations.append(evaluation)
         layer_rows += layers
+        if evaluation["landing"] is not None:
+            write_atomically(run.path(landed(evaluation["landing"])), model_bytes(model))
         if evaluation["phase"] == "recovered":
             report(f"removal {evaluation['removal']}: {evaluation['filters']} filters left")
     run.write_table("evaluations.csv", evaluations)
     run.write_table("layers.csv", layer_rows)
     write_atomically(run.path("model.safetensors"), model_bytes(model))
+
+
+def landed(rank: int) -> str:
+    """The file of a pruning run that holds the network of the size with that rank."""
+    return f"size{rank}.safetensors"
+
+
+def network(run: Run, file: str) -> MultiTaskNet:
+    """A network that a finished run has left. Where only its tables are here, the run is repeated for its weights."""
+    if not run.path(file).exists():
+        repeated = replace(run, experiment=replace(run.experiment, root=run.experiment.root / "repeated"))
+        execute(repeated)
+        write_atomically(run.path(file), repeated.path(file).read_bytes())
+    return load_model(run.path(file))
+
+
+# --- re-training ---
+
+def _retrain(run: Run, dataset: Dataset, report) -> None:
+    settings = tuned(run.profile.retrain, run.tuning)
+    if run.arm == "finetune":  # pruning's optimizer, re-training's length and schedule
+        prune = tuned(run.profile.prune, run.tuning)
+        settings = replace(
+            settings, optimizer=prune.optimizer, betas=prune.betas, lr=prune.lr, weight_decay=prune.weight_decay
+        )
+        model = network(run.source, landed(run.rank))
+    else:
+        model = build(found_architecture(run), _seed(run))
+    if run.arm == "scratch_longer":
+        settings = replace(settings, steps=equal_compute_steps(run))
+    _train_and_save(run, model, dataset, settings, report)
+
+
+def found_architecture(run: Run) -> Architecture:
+    """What is re-trained: the pruning run's architecture at the run's size, or uniform widths of that size."""
+    if run.source:
+        return network(run.source, landed(run.rank)).architecture
+    dense = run.profile.architecture({name: task.channels for name, task in run.experiment.tasks.items()})
+    target = round(run.profile.sizes[run.rank] * count_parameters(dense))
+    return uniform_widths(dense, target, run.profile.prune.floor)
+
+
+def equal_compute_steps(run: Run) -> int:
+    """How many steps the found network gets for the compute of dense training and of pruning until it was found.
+
+    Scratch-B of Liu et al. (Rethinking the Value of Network Pruning, ICLR 2019), in multiply-accumulates; at most
+    `controls.budget` times the profile's steps, and at least those.
+    """
+    rows = [row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] != "removed"]
+    end = next(i for i, row in enumerate(rows) if row["landing"] == str(run.rank))
+    spent = run.profile.dense.steps * int(rows[0]["macs"])
+    spent += sum((int(row["step"]) - int(before["step"])) * int(row["macs"]) for before, row in zip(rows[:end], rows[1:]))
+    steps = run.profile.retrain.steps
+    return min(max(spent // int(rows[end]["macs"]), steps), round(run.profile.controls.budget * steps))
+
+
+# --- tuning ---
+
+def tuned(settings, search: Run | None):
+    """The settings with the learning rate and weight decay that a finished search found best, if there is one."""
+    if search is None:
+        return settings
+    best = read_json(search.path("best.json"))
+    return replace(settings, lr=best["lr"], weight_decay=best["weight_decay"])
+
+
+def _tune(run: Run, dataset: Dataset, report) -> None:
+    """Optuna's search on validation images: resumed where it was interrupted, each trial written down as it ends."""
+    import optuna  # only here: the other stages run without it
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    settings, trials = getattr(run.profile, run.arm), run.profile.tuning.trials
+    spaces = {name: optuna.distributions.FloatDistribution(*getattr(run.profile.tuning, name), log=True)
+              for name in ("lr", "weight_decay")}
+    study = optuna.create_study(
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(run.path("journal.log")))), study_name=run.name,
+        load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=run.profile.retrain.steps // 2),
+    )
+    for trial in study.get_trials(states=[TrialState.RUNNING]):  # of an interrupted batch
+        study.tell(trial.number, state=TrialState.FAIL)
+    if not study.trials:
+        study.enqueue_trial({name: getattr(settings, name) for name in spaces})  # the profile's own come first
+
+    def finished() -> list:
+        return study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED])
+
+    while len(finished()) < trials:
+        # A seed of each trial's own: an interrupted search goes on as an uninterrupted one would.
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=_stream(f"{run.name} {len(finished())}") % 2**32)
+        trial = study.ask(spaces)
+        try:
+            loss = _try(run, dataset, replace(settings, **trial.params), trial)
+        except (training.Diverged, optuna.TrialPruned):
+            study.tell(trial, state=TrialState.PRUNED)
+        else:
+            study.tell(trial, loss)
+            report(f"trial {len(finished())}/{trials}: validation loss {loss:.3f}")
+    rows = [
+        {"trial": i, "state": trial.state.name.lower(), **trial.params,
+         "loss": trial.value if trial.state == TrialState.COMPLETE else None}
+        for i, trial in enumerate(finished())
+    ]
+    run.write_table("trials.csv", rows)
+    run.write_json("best.json", {**study.best_params, "loss": study.best_value})
+
+
+def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) -> float:
+    """The validation loss that one trial's settings reach."""
+    seed = _stream(f"{run.arm} {run.seed}")
+    torch.manual_seed(seed)
+    if run.arm == "retrain":
+        import optuna
+
+        def watch(step: int, loss: float) -> None:
+            trial.report(loss, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        model = build(found_architecture(run), seed).to(_device())
+        curve = training.train(model, dataset, run.profile, settings, seed, report=lambda line: None, watch=watch)
+        return min(map(training.total_loss, curve))
+    model = network(run.source, "model.safetensors").to(_device())
+    for _ in training.prune_iteratively(
+        model, dataset, run.profile, settings, run.criterion, seed, measure=lambda model: {}, last_rank=run.rank
+    ):
+        pass
+    return training.total_loss(training.evaluate_afresh(model, dataset, dataset.validation, run.profile))

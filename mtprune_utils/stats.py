@@ -1,20 +1,22 @@
-"""Curves over seeds from result tables: pure functions over tidy data frames, one row per evaluation."""
+"""Curves over seeds, intervals and verdicts: pure functions over tidy data frames, one row per evaluation."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import scipy.stats
 
 from mtprune_utils.runs import Run
 
 
 def gather(runs: Iterable[Run], file: str) -> pd.DataFrame:
-    """One table of the given file of every run, with columns stage, criterion, seed and rank in front."""
+    """One table of the given file of every run, with the run's cell (criterion, seed, rank, arm) in front."""
     tables = []
     for run in runs:
         table = pd.read_csv(run.path(file))
-        cell = {"stage": run.stage, "criterion": run.criterion, "seed": run.seed, "rank": run.rank}
-        tables.append(pd.concat([pd.DataFrame([cell] * len(table)), table], axis=1))
+        tables.append(pd.concat([pd.DataFrame([run.cell] * len(table)), table], axis=1))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -51,3 +53,154 @@ def with_share(table: pd.DataFrame) -> pd.DataFrame:
     dense = table[table["removal"] == 0][["criterion", "seed", "layer", "width"]]
     merged = table.merge(dense, on=["criterion", "seed", "layer"], suffixes=("", "_dense"))
     return merged.assign(share=merged["width"] / merged["width_dense"])
+
+
+# --- differences between arms, and what they allow to say ---
+
+SIZE_TOLERANCE = 0.03  # parameter counts within 3 % count as equal
+ALPHA = 0.05
+BOOTSTRAP_FROM = 10  # seeds; with fewer, percentile bootstraps cover far less than they claim
+RESAMPLES = 10_000
+
+
+def value_at(rows: pd.DataFrame, parameters: float, column: str) -> float:
+    """A column of one run's rows at a parameter count: the nearest row's if within 3 %, else interpolated.
+
+    Interpolation is linear in log(parameters). NaN outside the recorded range.
+    """
+    ordered = rows.sort_values("parameters")
+    sizes = ordered["parameters"].to_numpy()
+    nearest = np.abs(sizes - parameters).argmin()
+    if abs(sizes[nearest] - parameters) <= SIZE_TOLERANCE * parameters:
+        return float(ordered[column].iloc[nearest])
+    return float(np.interp(np.log(parameters), np.log(sizes), ordered[column], left=np.nan, right=np.nan))
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds, and its two-sided confidence interval at any level: interval(alpha) -> (low, high)."""
+
+    mean: float
+    seeds: int
+    interval: Callable[[float], tuple[float, float]]
+    p: Callable[[float], float]  # two-sided, against a given mean
+
+
+def student(mean: float, sd: float, seeds: int) -> Estimate:
+    """Student's t on (paired differences of) so many seeds. With one seed nothing is known: the interval is infinite."""
+    if seeds < 2:
+        return Estimate(mean, seeds, lambda alpha: (-math.inf, math.inf), lambda null: 1.0)
+    error = sd / math.sqrt(seeds)
+
+    def interval(alpha: float) -> tuple[float, float]:
+        half = error * scipy.stats.t.ppf(1 - alpha / 2, seeds - 1)
+        return mean - half, mean + half
+
+    def p(null: float) -> float:
+        if error == 0:
+            return float(mean == null)
+        return float(2 * scipy.stats.t.sf(abs(mean - null) / error, seeds - 1))
+
+    return Estimate(mean, seeds, interval, p)
+
+
+def bootstrap(values: np.ndarray) -> Estimate:
+    """Percentile bootstrap over seeds. Equal numbers of seeds are resampled alike: a seed's tasks and sizes stay together."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    means = np.sort(values[drawn].mean(axis=1))
+
+    def p(null: float) -> float:
+        least = min((means <= null).sum(), (means >= null).sum())
+        return min(1.0, 2 * (least + 1) / (RESAMPLES + 1))
+
+    return Estimate(values.mean(), len(values), lambda alpha: tuple(np.quantile(means, [alpha / 2, 1 - alpha / 2])), p)
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """The mean of one value per seed: paired t under ten seeds, a bootstrap from there on."""
+    values = np.asarray(values, dtype=float)
+    if len(values) >= BOOTSTRAP_FROM:
+        return bootstrap(values)
+    return student(values.mean(), values.std(ddof=1) if len(values) > 1 else math.nan, len(values))
+
+
+def holm_levels(p_values: dict[str, float], alpha: float = ALPHA) -> dict[str, float]:
+    """The level at which each of several tests is judged together with the others (Holm, 1979).
+
+    The smallest p gets alpha / m, the next alpha / (m - 1) if the first was rejected, and so on; what comes after a test
+    that was not rejected is judged at that test's level.
+    """
+    levels, level, rejecting = {}, alpha / max(len(p_values), 1), True
+    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        if rejecting:
+            level = alpha / (len(p_values) - i)
+            rejecting = p <= level
+        levels[name] = level
+    return levels
+
+
+def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[str, pd.DataFrame]:
+    """The verdict on a claim about the mean of every task: "supported", "refuted" or "undecided".
+
+    kind "equal": supported if every mean lies within +-threshold by two one-sided tests (TOST: its 90 % interval does);
+    refuted if, failing that, any Holm-adjusted 95 % interval excludes zero. kind "above" ("below"): supported if every
+    Holm-adjusted interval lies above (below) the threshold, refuted if any lies wholly on the other side. Returns one row
+    per task besides: estimate, low, high (the Holm-adjusted interval), p, seeds and the task's own verdict.
+    """
+    null = 0.0 if kind == "equal" else threshold
+    levels = holm_levels({task: estimate.p(null) for task, estimate in estimates.items()})
+    rows = []
+    for task, one in estimates.items():
+        low, high = one.interval(levels[task])
+        if kind == "equal":
+            inner = one.interval(2 * ALPHA)
+            yes, no = -threshold < inner[0] and inner[1] < threshold, low > 0 or high < 0
+        else:
+            yes, no = (low > null, high < null) if kind == "above" else (high < null, low > null)
+        verdict = "supported" if yes else "refuted" if no else "undecided"
+        differs = "differs, within the margin" if kind == "equal" and yes and no else ""
+        rows.append({"task": task, "estimate": one.mean, "low": low, "high": high, "p": one.p(null), "seeds": one.seeds,
+                     "verdict": verdict, "note": differs})
+    verdicts = [row["verdict"] for row in rows]
+    whole = "refuted" if "refuted" in verdicts else "supported" if set(verdicts) == {"supported"} else "undecided"
+    return whole, pd.DataFrame(rows)
+
+
+def seeds_to_decide(values: pd.DataFrame, kind: str, threshold: float, most: int = 1000) -> int | None:
+    """The smallest number of seeds at which the claim would be decided if means and spreads stayed as they are.
+
+    values: one row per seed, one column per task. None if that takes more than `most` seeds, or there is only one.
+    """
+    if len(values) < 2:
+        return None
+    for seeds in range(len(values), most + 1):
+        estimates = {task: student(column.mean(), column.std(ddof=1), seeds) for task, column in values.items()}
+        if judge(estimates, kind, threshold)[0] != "undecided":
+            return seeds
+    return None
+
+
+def sign_flip_p(values: np.ndarray) -> float:
+    """Exact two-sided p of the sign-flip test that the mean of one paired difference per seed is zero.
+
+    It assumes nothing but symmetry, and cannot go under 2^(1 - seeds): with few seeds it cannot reject at all, which is
+    no support for equality.
+    """
+    values = np.asarray(values, dtype=float)
+    signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
+    means = np.abs(signs @ values)
+    return float((means >= np.abs(values.sum()) * (1 - 1e-12)).mean())
+
+
+def collapse_sizes(table: pd.DataFrame, tasks: list[str], least: float = 0.5) -> pd.DataFrame:
+    """The parameter count at which each seed's run first keeps less than `least` of a task, on its way down.
+
+    table: one row per size with columns seed, parameters and one per task, the share that is kept. Returns one row per
+    seed, one column per task; NaN where a seed never falls so low (censored).
+    """
+    def first(seed: pd.DataFrame) -> pd.Series:
+        down = seed.sort_values("parameters", ascending=False)
+        below = {task: down.loc[down[task] < least, "parameters"] for task in tasks}
+        return pd.Series({task: sizes.iloc[0] if len(sizes) else np.nan for task, sizes in below.items()})
+
+    return table.groupby("seed")[["parameters", *tasks]].apply(first)

@@ -2,7 +2,9 @@
 
 import copy
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,9 @@ from torch import Tensor
 from mtprune_utils.criteria import Scores, dead_filters
 from mtprune_utils.data import Dataset, Split, augment, image_to_float, random_batches
 from mtprune_utils.gradients import TaskGradients, backward, task_backward
-from mtprune_utils.models import MultiTaskNet, complexity
+from mtprune_utils.models import MultiTaskNet, complexity, count_parameters
 from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.pruning import Pruner, removable_filters, select_filters
+from mtprune_utils.pruning import Pruner, removal_plan, select_filters
 from mtprune_utils.tasks import Task, resize_output, resize_target, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -133,14 +135,14 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
     }
 
 
-def evaluate_on_test(model: MultiTaskNet, dataset: Dataset, profile: Profile) -> dict[str, float]:
-    """`evaluate` on the test images, with batch statistics that fit the weights as they are.
+def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile: Profile) -> dict[str, float]:
+    """`evaluate` on a split of the data set, with batch statistics that fit the weights as they are.
 
     Running statistics lag behind a removal by dozens of steps. They are therefore taken anew, on a copy, from the first
     training images; a network without batch norm is evaluated as it is.
     """
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
-        return evaluate(model, dataset.test, dataset.tasks, profile)
+        return evaluate(model, split, dataset.tasks, profile)
     fresh = copy.deepcopy(model).train()
     for module in fresh.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -149,7 +151,7 @@ def evaluate_on_test(model: MultiTaskNet, dataset: Dataset, profile: Profile) ->
     with torch.no_grad():
         for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], profile):
             fresh.backbone(images)
-    return evaluate(fresh, dataset.test, dataset.tasks, profile)
+    return evaluate(fresh, split, dataset.tasks, profile)
 
 
 def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str, float]]:
@@ -172,14 +174,19 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
     return scores
 
 
+def total_loss(metrics: dict[str, float]) -> float:
+    """What models are selected by, on validation images: the sum of the tasks' losses, as in training."""
+    return sum(value for name, value in metrics.items() if name.endswith(".loss") and not name.startswith("train."))
+
+
 def train(
     model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Optimization, seed: int,
-    report: Callable[[str], None] = print,
+    report: Callable[[str], None] = print, watch: Callable[[int, float], None] = lambda step, loss: None,
 ) -> list[dict]:
     """Train in place; the weights of the evaluation with the lowest validation loss are kept.
 
     Returns the training curve: one row per evaluation, with the training loss since the last one and every validation
-    metric. `selected` marks the row whose weights were kept.
+    metric. `selected` marks the row whose weights were kept. `watch` is told the step and summed validation loss of each.
     """
     model.train()
     trainer = Trainer(model, dataset, profile, settings, settings.steps, seed)
@@ -190,7 +197,7 @@ def train(
         if step in marks:
             losses = trainer.mean_losses()
             metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
-            total = sum(metrics[f"{task}.loss"] for task in dataset.tasks)
+            total = total_loss(metrics)
             if not math.isfinite(total):
                 raise Diverged(f"the validation loss is {total} at step {step}: lower the learning rate")
             curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
@@ -198,57 +205,88 @@ def train(
             if total < best:
                 best, best_state = total, {name: value.clone() for name, value in model.state_dict().items()}
                 best_row = curve[-1]
+            watch(step, total)
     model.load_state_dict(best_state)
     best_row["selected"] = 1
     return curve
 
 
 def prune_iteratively(
-    model: MultiTaskNet, dataset: Dataset, profile: Profile, criterion: str, seed: int
+    model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Pruning, criterion: str, seed: int,
+    measure: Callable[[MultiTaskNet], dict[str, float]], last_rank: int | None = None,
 ) -> Iterator[tuple[dict, list[dict]]]:
     """The paper's loop, in place: train and score, remove the lowest filters, go on, down to the floor.
 
-    Yields (evaluation, layers) for each measurement on the test images: of the dense network, and right after every
-    removal and after the recovery that follows it. `layers` (empty right after a removal) has one row per layer: its
-    width, the mean cosine similarity of its filters' task gradients over the last minibatches, the share of dead
-    filters, and how many are removed next.
+    On its way it lands on each of the profile's sizes: a removal that would pass one takes only the filters that bring
+    the parameter count nearest to it, and the rest goes after one more recovery. `last_rank`: stop at that size.
+
+    Yields (evaluation, layers) for each measurement: of the dense network, and right after every removal and after the
+    recovery that follows it. `landing` in the evaluation is the rank of the size that the recovered network has landed
+    on, else None. `layers` (empty right after a removal) has one row per layer: its width, the mean cosine similarity
+    of its filters' task gradients over the last minibatches, the share of dead filters, and how many go next. Raises
+    ValueError if a size lies under the floor.
     """
-    settings = profile.prune
-    removals = math.ceil(removable_filters(model.architecture.widths, settings.floor) / settings.filters)
+    dense = model.architecture
+    plan = removal_plan(dense.widths, settings)
+    targets = {rank: round(size * count_parameters(dense)) for rank, size in enumerate(profile.sizes)}
+    least = count_parameters(replace(dense, widths=tuple(min(width, settings.floor) for width in dense.widths)))
+    if min(targets.values(), default=least) < least:
+        share = math.ceil(least / count_parameters(dense) * 1000) / 1000
+        raise ValueError(f"sizes: at the floor of {settings.floor} filters per layer a share of {share} is left: ask for more")
     model.train()
-    trainer = Trainer(model, dataset, profile, settings, (removals + 1) * settings.every, seed)
+    trainer = Trainer(model, dataset, profile, settings, (len(plan) + len(targets) + 1) * settings.every, seed)
     pruner = Pruner(model)
     random_scores = torch.Generator().manual_seed(seed)
-
-    def measure(phase: str, removal: int) -> dict:
-        metrics = evaluate_on_test(model, dataset, profile)
-        return {"removal": removal, "phase": phase, "step": trainer.step_count, **size, **metrics}
-
     size = describe(model, profile)
-    dense = measure("dense", 0)
-    for removal in range(removals + 1):
+
+    def row(phase: str, landing: int | None = None) -> dict:
+        step = trainer.step_count if phase != "dense" else 0
+        return {"removal": removal, "phase": phase, "landing": landing, "step": step, **size, **metrics, **losses}
+
+    removal, landing, metrics = 0, None, measure(model)
+    while True:
         scores = Scores(criterion, model.layers, random_scores)
         cosine = Scores("cosprune", model.layers)
         for step in range(settings.every):
             observe = step >= settings.every - settings.cosine_batches
             trainer.step([scores, cosine] if observe else [scores])
         losses = trainer.mean_losses()
-        dead = dead_filters(model.layers)
-        if removal < removals:
-            left = removable_filters(model.architecture.widths, settings.floor)
-            chosen = select_filters(scores.mean(), min(settings.filters, left), settings.floor)
+        if removal:
+            metrics = measure(model)
+        filters = model.architecture.filters
+        count = filters - next((left for left in plan if left < filters), filters)  # 0 at the floor
+        chosen = select_filters(scores.mean(), count, settings.floor)
+        next_landing = min(targets, default=None)
+        if next_landing is not None and _parameters_without(model, chosen) <= targets[next_landing]:
+            chosen = _nearest_to(targets.pop(next_landing), model, scores.mean(), count, settings.floor)
         else:
-            chosen = [()] * len(model.layers)  # the floor is reached
+            next_landing = None
+        similarities, dead = cosine.mean(), dead_filters(model.layers)
         layers = [
             {"removal": removal, "layer": i, "width": len(similarity), "cosine": similarity.mean().item(),
              "dead_share": d.float().mean().item(), "removed_next": len(indices)}
-            for i, (similarity, d, indices) in enumerate(zip(cosine.mean(), dead, chosen))
+            for i, (similarity, d, indices) in enumerate(zip(similarities, dead, chosen))
         ]
-        if removal == 0:
-            yield dense | losses, layers
-        else:
-            yield measure("recovered", removal) | losses, layers
-        if removal < removals:
-            pruner.remove(chosen, trainer.optimizer)
-            size = describe(model, profile)
-            yield measure("removed", removal + 1) | losses, []
+        yield row("recovered" if removal else "dense", landing), layers
+        if landing is not None and landing == last_rank or not sum(map(len, chosen)):
+            return
+        pruner.remove(chosen, trainer.optimizer)
+        size = describe(model, profile)
+        removal, landing, metrics = removal + 1, next_landing, measure(model)
+        yield row("removed"), []
+
+
+def _parameters_without(model: MultiTaskNet, chosen: list[Tensor]) -> int:
+    architecture = model.architecture
+    widths = tuple(width - len(indices) for width, indices in zip(architecture.widths, chosen))
+    return count_parameters(replace(architecture, widths=widths))
+
+
+def _nearest_to(target: int, model: MultiTaskNet, scores: list[Tensor], count: int, floor: int) -> list[Tensor]:
+    """Of the `count` lowest filters, as many as bring the network's parameter count nearest to the target, at least one."""
+    def without(number: int) -> int:
+        return _parameters_without(model, select_filters(scores, number, floor))
+
+    at = bisect_left(range(1, count), -target, key=lambda number: -without(number)) + 1
+    best = min((max(at - 1, 1), at), key=lambda number: abs(without(number) - target))
+    return select_filters(scores, best, floor)

@@ -178,17 +178,22 @@ data: str = "rooms"
 root: str = ""
 overrides: dict = {}"""
 STAND_INS = {  # notebook: the run it makes, its own parameters
-    "01_train_dense": ("dense(seed)", "seed: int = 0"),
-    "02_prune_iteratively": ("prune(criterion, seed)", 'seed: int = 0\ncriterion: str = "taylor"'),
+    "01_train_dense": ("dense(seed, arm)", 'seed: int = 0\narm: str = "multitask"'),
+    "02_prune_iteratively": (
+        "prune(criterion, seed, arm=arm)", 'seed: int = 0\ncriterion: str = "taylor"\narm: str = "iterative"'),
     "03_retrain_from_scratch": (
-        "retrain(criterion, seed, rank)", 'seed: int = 0\ncriterion: str = "taylor"\nrank: int = 0'),
+        "retrain(criterion, seed, rank, arm)",
+        'seed: int = 0\ncriterion: str = "taylor"\nrank: int = 0\narm: str = "scratch"'),
     "04_plot_fig1_iterative_pruning": None,
     "05_plot_fig2_layer_widths": None,
     "06_plot_fig3_retrained_from_scratch": None,
+    "07_tune_optimizer": None,  # not run: no trials
+    "08_judge_claims": None,
 }
-OVERRIDES = {"seeds": 1, "criteria": ["taylor"]}  # six jobs: one of each stage, three figures
+# Seven jobs: dense, prune, retrain, four figures.
+OVERRIDES = {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0, "tuning.trials": 0}
 STUBS = {  # the copy needs no torch, which takes seconds to import
-    "criteria.py": 'CRITERIA = {"taylor": None, "cosprune": None}',
+    "criteria.py": 'CRITERIA = {"taylor": None, "cosprune": None, "random": None}',
     "models.py": "VGG16_WIDTHS = (64,) * 13\nclass Architecture:\n    pass",
 }
 
@@ -211,7 +216,7 @@ def finished_repository(tmp_path_factory):
         if stage:
             write_notebook(path, STAGE_CELL.format(run=stage[0]), parameters=f"{SHARED}\n{stage[1]}")
         else:
-            code = FIGURE_CELL.format(figure=name.partition("_plot_")[2])
+            code = FIGURE_CELL.format(figure=name.partition("_plot_")[2] or "fig4_claims")
             write_notebook(path, code, parameters=f'{SHARED}\nfigures: str = "figures"')
     result = launch(repository)
     assert result.returncode == 0, result.stdout
@@ -254,23 +259,23 @@ def edit(path, old, new):
 
 def test_batch_makes_every_figure_and_says_so(finished_repository):
     repository, output = finished_repository
-    assert "6 jobs to do, 0 finished earlier" in output
-    assert re.search(r"\[1/6\] dense seed 0  done in \d+ s   \(elapsed", output)
-    assert re.search(r"\[\d/6\] retrain taylor seed 0 rank 0  done in", output)
+    assert "7 jobs to do, 0 finished earlier" in output
+    assert re.search(r"\[1/7\] dense seed 0 multitask  done in \d+ s   \(elapsed", output)
+    assert re.search(r"\[\d/7\] retrain taylor seed 0 rank 0 scratch  done in", output)
     assert "figures/smoke/fig1_iterative_pruning.png" in output and str(repository) not in output
-    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch"):
+    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_claims"):
         suffixes = {file.suffix for file in repository.glob(f"figures/smoke/{figure}.*")}
         assert suffixes == {".png", ".pdf", ".csv", ".json"}
         assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
     assert str(repository) not in notebook.read_text()
-    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 7
+    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 8
 
 
 def test_nothing_is_done_twice(repository):
     result = launch(repository)
     assert result.returncode == 0
-    assert "Everything is up to date: all 6 jobs" in result.stdout
+    assert "Everything is up to date: all 7 jobs" in result.stdout
 
 
 def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
@@ -286,19 +291,19 @@ def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
 
 
 def test_changes_redo_what_depends_on_them_and_no_more(repository):
-    everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 3}
-    assert stale(repository, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 1}
+    everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 4}
+    assert stale(repository, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 2}
     assert stale(repository, **{"dense.steps": 5}) == everything
     edit(repository / "notebooks/03_retrain_from_scratch.ipynb", "import os", "import  os")
     with (repository / "mtprune_utils/plots.py").open("a") as file:
         file.write("\nCHANGED = True\n")
-    assert stale(repository) == {"retrain": 1, "figure": 3}
+    assert stale(repository) == {"retrain": 1, "figure": 4}
     with (repository / "mtprune_utils/training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == everything
 
 
-CHANGE = {"retrain.lr": 0.5}  # two jobs: the re-training and the figure that shows it
+CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it
 
 
 def test_failure_is_told_and_what_is_finished_is_kept(repository):
@@ -306,12 +311,12 @@ def test_failure_is_told_and_what_is_finished_is_kept(repository):
     result = launch(repository, **CHANGE)
     assert result.returncode != 0
     assert "FAILED after" in result.stdout and "trying once more" in result.stdout
-    reason = "retrain taylor seed 0 rank 0: 03_retrain_from_scratch.ipynb: cell 3: ValueError: a broken stage"
+    reason = "retrain taylor seed 0 rank 0 scratch: 03_retrain_from_scratch.ipynb: cell 3: ValueError: a broken stage"
     assert f"1 job failed:\n  {reason}\n" in result.stdout
     failed = re.search(r"runs/smoke/retrain/\S+/notebook.failed.ipynb", result.stdout)[0]
     assert "a broken stage" in (repository / failed).read_text()
     assert not (repository / failed).with_name("notebook.ipynb").exists()
-    assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 1}
+    assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 2}
 
 
 @pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
@@ -327,16 +332,16 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     assert process.wait(timeout=25) == code
     wait_for(lambda: not alive((repository / "pid").read_text()))
     if signum == signal.SIGINT:
-        assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 1}
+        assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 2}
         return
     (repository / "slow").unlink()
     result = launch(repository, **CHANGE)
     assert result.returncode == 0
-    assert "2 jobs to do, 4 finished earlier" in result.stdout
+    assert "3 jobs to do, 4 finished earlier" in result.stdout
 
 
 def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
-    for notebook in repository.glob("notebooks/0[2-6]*.ipynb"):
+    for notebook in repository.glob("notebooks/0[2-8]*.ipynb"):
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
     subprocess.run([sys.executable, "-m", "mtprune_utils.batch", "refresh"], cwd=repository, check=True)

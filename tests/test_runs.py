@@ -13,7 +13,8 @@ from mtprune_utils.runs import Experiment, code_digest, csv_text, read_table, wr
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
-    "retrain.steps": 3, "retrain.evaluations": 1, "prune.every": 1, "prune.filters": 110, "retrain_filters": [162],
+    "retrain.steps": 3, "retrain.evaluations": 1, "prune.every": 1, "prune.filters": 110, "tuning.trials": 0,
+    "prune.cosine_batches": 1,
 }
 
 
@@ -80,7 +81,9 @@ def test_other_data_make_another_run(tmp_path):
 
 def test_the_grid_lists_every_run_once_and_upstream_first():
     grid = Experiment(PROFILES["quick"]).runs()
-    assert [run.stage for run in grid] == ["dense"] * 3 + ["prune"] * 6 + ["retrain"] * 12
+    paper = Experiment(PROFILES["quick"]).paper_runs()
+    assert [run.stage for run in paper] == ["dense"] * 3 + ["prune"] * 6 + ["retrain"] * 12
+    assert {run.folder for run in paper} < {run.folder for run in grid}
     assert len({run.folder for run in grid}) == len(grid)
     for i, run in enumerate(grid):
         assert all(upstream in grid[:i] for upstream in run.inputs)
@@ -98,7 +101,7 @@ def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch):
     plots.write_text(plots.read_text() + "SIZE = 1\n")
     criteria.write_text(criteria.read_text() + "SIZE = 1\n")
     changed = {stage for stage in runs.STAGE_MODULES if code_digest(stage) != before[stage]}
-    assert changed == {"figure", "prune"}
+    assert changed == {"figure", "prune", "tune"}
 
 
 def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
@@ -139,7 +142,7 @@ def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
     origin = json.loads(run.path("provenance.json").read_text())
     assert origin["params"]["seed"] == 0 and origin["code"] == code_digest("retrain") and len(origin["data_digest"]) == 16
     (row,) = read_table(run.path("evaluations.csv"))
-    assert row["filters"] == "162"
+    assert abs(int(row["parameters"]) / int(read_table(chain[2].path("evaluations.csv"))[0]["parameters"]) - 0.4) < 0.03
     said = []
     stages.execute(run, report=said.append)
     assert said == [f"retrain {run.name}: finished before, nothing to do"]
@@ -161,5 +164,5 @@ def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
 
 def test_a_figure_of_a_larger_profile_says_which_command_makes_its_runs(tmp_path):
     grid = Experiment.open("quick", "rooms", "", str(tmp_path)).runs()
-    with pytest.raises(FileNotFoundError, match=r"21 of 21 runs of quick are missing: run `make figures PROFILE=quick`"):
+    with pytest.raises(FileNotFoundError, match=r"35 of 35 runs of quick are missing: run `make figures PROFILE=quick`"):
         stages.execute_missing(grid)

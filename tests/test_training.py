@@ -9,7 +9,7 @@ from conftest import TASKS, WIDTHS
 from mtprune_utils.criteria import Scores
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.training import Diverged, Trainer, evaluate, evaluate_on_test, prune_iteratively, train, trivial_predictors
+from mtprune_utils.training import Diverged, Trainer, evaluate, evaluate_afresh, prune_iteratively, train, trivial_predictors
 
 PROFILE = Profile(
     "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
@@ -18,9 +18,16 @@ PROFILE = Profile(
 )
 
 
+def pruning_of(model, dataset, criterion, seed=0, profile=PROFILE, **more):
+    return prune_iteratively(
+        model, dataset, profile, profile.prune, criterion, seed,
+        measure=lambda model: evaluate_afresh(model, dataset, dataset.test, profile), **more,
+    )
+
+
 @pytest.mark.parametrize("criterion", ["taylor", "cosprune", "magnitude", "random"])
 def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, criterion):
-    measured = list(prune_iteratively(model, dataset, PROFILE, criterion, seed=0))
+    measured = list(pruning_of(model, dataset, criterion))
     rows = [row for row, _ in measured]
     # 134 filters; 69 above the floor of 5 in 13 layers: 25 + 25 + the 19 that the floor leaves.
     assert [(row["phase"], row["filters"]) for row in rows] == [
@@ -40,7 +47,7 @@ def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, 
 
 def test_equal_seeds_give_equal_results_and_different_seeds_do_not(architecture, dataset):
     def last_row(seed):
-        return list(prune_iteratively(build(architecture, 0), dataset, PROFILE, "taylor", seed))[-1][0]
+        return list(pruning_of(build(architecture, 0), dataset, "taylor", seed))[-1][0]
 
     assert last_row(0) == last_row(0)
     assert last_row(0) != last_row(1)
@@ -89,12 +96,12 @@ def test_depth_is_measured_in_metres_whatever_the_size_of_the_images(architectur
 
 def test_test_images_are_measured_with_statistics_of_the_weights_as_they_are(architecture, dataset):
     model = build(replace(architecture, backbone="vgg16_bn"), 0)
-    good = evaluate_on_test(model, dataset, PROFILE)
+    good = evaluate_afresh(model, dataset, dataset.test, PROFILE)
     for layer in model.layers:
         layer.affine.running_mean.fill_(100.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert evaluate(model, dataset.test, TASKS, PROFILE)["depth.loss"] != pytest.approx(good["depth.loss"])
-    assert evaluate_on_test(model, dataset, PROFILE) == good
+    assert evaluate_afresh(model, dataset, dataset.test, PROFILE) == good
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 

@@ -1,10 +1,10 @@
-"""Data sets. Each is one file with a function `load(root) -> Source` and one `digest(root)`, entered below.
+"""Data sets. Each is one file with `TASKS`, `load(root) -> Source` and `digest(root)`, entered below.
 
 All samples have the same form, whatever the source: image uint8 RGB; segmentation uint8, 255 = ignore; depth float32
 metres, 0 = invalid; normals float16 unit vectors (x right, y up, z towards the camera), 0 = invalid.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 
@@ -53,13 +53,25 @@ class Dataset:
     digest: str
 
     def to(self, device: torch.device | str) -> "Dataset":
-        moved = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
-        return replace(self, **moved)
+        return self._map(lambda split: split.to(device))
+
+    def only(self, task: str) -> "Dataset":
+        """The same images with one task: what a single-task network is trained on."""
+        single = self._map(lambda split: Split(split.image, {task: split.targets[task]}))
+        return replace(single, tasks={task: self.tasks[task]})
+
+    def _map(self, change: Callable[[Split], Split]) -> "Dataset":
+        return replace(self, **{name: change(getattr(self, name)) for name in ("train", "validation", "test")})
 
 
 def data_digest(name: str, root: str = "") -> str:
     """A hash of a data set's files. Raises ValueError for an unknown name, FileNotFoundError where one is missing."""
     return _module(name).digest(root)
+
+
+def data_tasks(name: str) -> dict[str, Task]:
+    """The tasks of a data set, without loading it. Raises ValueError for an unknown name."""
+    return _module(name).TASKS
 
 
 def _module(name: str):
@@ -80,7 +92,7 @@ def load_dataset(
     train, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
     held_out = max(1, round(validation_share * len(train)))
     return Dataset(
-        name, source.tasks, source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
+        name, data_tasks(name), source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
         data_digest(name, root),
     )
 
@@ -89,7 +101,6 @@ def load_dataset(
 class Source:
     """What a data set's `load` returns: all its training and test images."""
 
-    tasks: dict[str, Task]
     classes: tuple[str, ...]
     train: Split
     test: Split

@@ -22,6 +22,7 @@ CLASSES = (
     "wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
     "lamp", "picture", "curtain", "rug", "plant", "clutter",
 )
+TASKS = {task.name: task for task in (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())}
 CACHE_FORMAT = 1  # count up when `_decode` changes
 ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
 
@@ -29,8 +30,7 @@ ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parque
 def load(root: str = "") -> Source:
     """All of rooms, from `root` or, by default, from the package. Raises FileNotFoundError where a file is missing."""
     train, test = (_decoded(file) for file in _files(root))
-    all_tasks = (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())
-    return Source({task.name: task for task in all_tasks}, CLASSES, train, test)
+    return Source(CLASSES, train, test)
 
 
 def digest(root: str = "") -> str:

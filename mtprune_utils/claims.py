@@ -1,0 +1,273 @@
+"""The paper's claims as statements about result tables, each with the rule that decides it.
+
+All metrics are brought to one scale, the share of the gap that a network keeps: 0 is the position prior, which never looks
+at the image, 1 the mean of the dense networks; higher is better for every task. A claim is about one number per seed and
+task: a difference of such shares between two arms, averaged over sizes (and criteria), or the share itself.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from mtprune_utils import stats
+from mtprune_utils.models import activation_bytes
+from mtprune_utils.runs import UNIFORM, Experiment
+from mtprune_utils.tasks import delta_m
+
+
+@dataclass(frozen=True)
+class Claim:
+    """values: one row per seed, one column per task. kind and threshold: the rule, see `stats.judge`."""
+
+    name: str
+    statement: str
+    kind: str
+    threshold: float
+    values: pd.DataFrame
+    notes: tuple[str, ...] = field(default=())
+    open_because: str = ""  # a reason for which it stays undecided whatever the numbers say
+
+    def rows(self) -> pd.DataFrame:
+        """One row for the claim as a whole ("all": the mean over tasks), then one per task."""
+        values = self.values.dropna()
+        if values.empty:
+            empty = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "seeds": 0, "verdict": "undecided"}
+            return self._with_columns(pd.DataFrame([{"task": "all", **empty, "note": "no run of it is finished"}]))
+        verdict, rows = stats.judge({task: stats.estimate(column) for task, column in values.items()}, self.kind, self.threshold)
+        rows["p_sign_flip"] = [stats.sign_flip_p(column) for column in values.to_numpy().T]
+        mean = stats.estimate(values.mean(axis=1))
+        low, high = mean.interval(stats.ALPHA)
+        notes = [*self.notes, self.open_because]
+        if self.open_because:
+            verdict = "undecided"
+        elif verdict == "undecided":
+            enough = stats.seeds_to_decide(values, self.kind, self.threshold)
+            notes.append(f"{enough} seeds would decide it" if enough else "no number of seeds up to 1000 would decide it"
+                         if len(values) > 1 else "one seed decides nothing")
+        null = 0.0 if self.kind == "equal" else self.threshold
+        whole = {"task": "all", "estimate": mean.mean, "low": low, "high": high, "p": mean.p(null), "seeds": len(values),
+                 "verdict": verdict, "note": "; ".join(note for note in notes if note)}
+        return self._with_columns(pd.concat([pd.DataFrame([whole]), rows], ignore_index=True))
+
+    def _with_columns(self, rows: pd.DataFrame) -> pd.DataFrame:
+        front = {"claim": self.name, "statement": self.statement, "rule": self.kind, "threshold": self.threshold}
+        return pd.concat([pd.DataFrame([front] * len(rows)), rows], axis=1)
+
+
+class Evidence:
+    """The result tables of one experiment (`results.collect`) on the scale of shares kept."""
+
+    def __init__(self, experiment: Experiment, tables: dict[str, pd.DataFrame]):
+        self.experiment, self.tables = experiment, tables
+        self.profile = experiment.profile
+        self.endpoints = {task.name: f"{task.name}.{task.endpoint}" for task in experiment.tasks.values()}
+        dense = tables["dense_evaluations"]
+        self.dense = dense[(dense["arm"] == "multitask") & (dense["seed"] < self.profile.seeds)]
+        trivial = tables["dense_trivial"]
+        prior = trivial[(trivial["predictor"] == "position prior") & (trivial["arm"] == "multitask")]
+        self.prior = {task: prior[column].mean() for task, column in self.endpoints.items()}
+        self.gap = {task: self.dense[column].mean() - self.prior[task] for task, column in self.endpoints.items()}
+        self.dense_parameters = int(self.dense["parameters"].iloc[0])
+        self.points = pd.concat([self._iterative(), self._retrained()], ignore_index=True)
+
+    def kept(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """The rows with one column per task: the share of the gap that is kept."""
+        shares = {task: (rows[column] - self.prior[task]) / self.gap[task] for task, column in self.endpoints.items()}
+        return rows.assign(**shares)
+
+    def sizes(self) -> dict[int, int]:
+        return {rank: round(size * self.dense_parameters) for rank, size in enumerate(self.profile.sizes)}
+
+    def iterative(self) -> pd.DataFrame:
+        """Every recovered network of the pruning runs of the evaluation's seeds."""
+        rows = self.tables["prune_evaluations"]
+        return self.kept(rows[(rows["phase"] != "removed") & (rows["seed"] < self.profile.seeds)])
+
+    def _iterative(self) -> pd.DataFrame:
+        """Pruning runs at each size: the run that was tuned for it, or the one that serves all."""
+        points = []
+        for (criterion, seed, arm), rows in self.iterative().groupby(["criterion", "seed", "arm"]):
+            for rank, parameters in self.sizes().items():
+                run = rows[rows["rank"].isna() | (rows["rank"] == rank)]
+                if len(run):
+                    shares = {task: stats.value_at(run, parameters, task) for task in self.endpoints}
+                    widths = run.loc[(run["parameters"] - parameters).abs().idxmin(), "widths"]
+                    points.append({"criterion": criterion, "seed": seed, "arm": arm, "rank": rank, "widths": widths, **shares})
+        return pd.DataFrame(points)
+
+    def _retrained(self) -> pd.DataFrame:
+        rows = self.kept(self.tables["retrain_evaluations"])
+        target = rows["rank"].map(self.sizes())
+        same_size = (rows["parameters"] - target).abs() <= stats.SIZE_TOLERANCE * target
+        return rows[same_size][["criterion", "seed", "arm", "rank", "widths", *self.endpoints]]
+
+    def arm(self, arm: str, *criteria: str) -> pd.DataFrame:
+        """Shares kept by seed and size, averaged over criteria."""
+        rows = self.points[(self.points["arm"] == arm) & self.points["criterion"].isin(criteria)]
+        complete = rows.groupby(["seed", "rank"]).filter(lambda cell: len(cell) == len(criteria))
+        return complete.groupby(["seed", "rank"])[list(self.endpoints)].mean()
+
+    def difference(self, first: pd.DataFrame, second: pd.DataFrame, ranks: tuple[int, ...] | None = None) -> pd.DataFrame:
+        """First minus second, paired by seed and size, averaged over the sizes at which a seed has both."""
+        paired = (first - second).dropna()
+        if ranks is not None:
+            paired = paired[paired.index.get_level_values("rank").isin(ranks)]
+        return paired.groupby("seed").mean()
+
+    def differing(self, arm: str, criteria: tuple[str, str]) -> pd.Index:
+        """Seeds and sizes at which two criteria left different widths: where they coincide there is nothing to compare."""
+        rows = self.points[self.points["arm"] == arm]
+        widths = [rows[rows["criterion"] == criterion].set_index(["seed", "rank"])["widths"] for criterion in criteria]
+        both = pd.concat(widths, axis=1, join="inner")
+        return both.index[both.iloc[:, 0] != both.iloc[:, 1]]
+
+    def training_curves(self) -> pd.DataFrame:
+        """The re-training curves of both criteria's architectures, one row per evaluation and task, `kept` on validation."""
+        curves = self.kept(self.tables["retrain_curve"])
+        curves = curves[curves["criterion"].isin(self.profile.criteria)]
+        cell = ["criterion", "seed", "rank", "arm", "step"]
+        return curves.melt(id_vars=cell, value_vars=list(self.endpoints), var_name="task", value_name="kept")
+
+    def still_improving(self, arm: str) -> list[str]:
+        """Tasks that re-training in this arm still improves by more than the margin between its last two evaluations."""
+        curves = self.kept(self.tables["retrain_curve"])
+        curves = curves[(curves["arm"] == arm) & curves["criterion"].isin(self.profile.criteria)]
+        runs = curves.sort_values("step").groupby(["criterion", "seed", "rank"])[list(self.endpoints)]
+        gains = runs.apply(lambda curve: curve.iloc[-1] - curve.iloc[-2:].iloc[0]).mean()
+        return [task for task, gain in gains.items() if gain > self.profile.margin]
+
+
+def premise(evidence: Evidence) -> pd.DataFrame:
+    """One multi-task network against one network per task: size, compute, memory, endpoints, and Delta_m per seed.
+
+    Sizes of the single-task networks are summed over tasks. Memory in MiB, float32: all weights, and what one image leaves
+    for the backward pass.
+    """
+    experiment, dense = evidence.experiment, evidence.tables["dense_evaluations"]
+    crop = (evidence.profile.crop, evidence.profile.crop)
+    channels = {task.name: task.channels for task in experiment.tasks.values()}
+    groups = {"multi-task": [channels], "single-task": [{task: count} for task, count in channels.items()]}
+    rows = {}
+    for name, networks in groups.items():
+        architectures = [evidence.profile.architecture(tasks) for tasks in networks]
+        arms = ["multitask"] if name == "multi-task" else list(channels)
+        found = dense[dense["arm"].isin(arms) & (dense["seed"] < evidence.profile.controls.seeds)]
+        sizes = found.groupby("arm")[["parameters", "macs"]].first().sum()
+        endpoints = {column: found[column].mean() for column in evidence.endpoints.values()}
+        activations = sum(activation_bytes(architecture, crop) for architecture in architectures)
+        rows[name] = {"networks": len(networks), **sizes, "weights_mib": sizes["parameters"] * 4 / 2**20,
+                      "activations_mib": activations / 2**20, **endpoints}
+    table = pd.DataFrame(rows)
+    changes = delta_m_by_seed(evidence)
+    table.loc["delta_m"] = [changes.mean(), 0.0]
+    table.loc["delta_m_sd"] = [changes.std(), np.nan]
+    table.loc["seeds"] = len(changes)
+    return table
+
+
+def delta_m_by_seed(evidence: Evidence) -> pd.Series:
+    """Delta_m of the multi-task network against the single-task networks of its seed; positive is better."""
+    dense = evidence.tables["dense_evaluations"]
+    changes = {}
+    for seed, rows in dense[dense["seed"] < evidence.profile.seeds].groupby("seed"):
+        rows = rows.set_index("arm")
+        if set(evidence.endpoints) <= set(rows.index):
+            single = {column: rows.loc[task, column] for task, column in evidence.endpoints.items()}
+            changes[seed] = delta_m(evidence.experiment.tasks, rows.loc["multitask"], single)
+    return pd.Series(changes, dtype=float)
+
+
+def collapses(evidence: Evidence) -> pd.DataFrame:
+    """For each criterion, schedule and task: how many seeds collapse, and the parameter count at which they do."""
+    rows = []
+    for (criterion, arm), runs in _to_the_floor(evidence).groupby(["criterion", "arm"]):
+        sizes = stats.collapse_sizes(runs, list(evidence.endpoints))
+        for task, column in sizes.items():
+            # A censored seed would collapse, if at all, at a smaller size: it counts as the smallest in the median.
+            median = column.fillna(-np.inf).median()
+            rows.append({"criterion": criterion, "schedule": arm, "task": task, "seeds": len(column),
+                         "collapsed": int(column.notna().sum()), "median_parameters": median if median > 0 else np.nan})
+    return pd.DataFrame(rows)
+
+
+def _to_the_floor(evidence: Evidence) -> pd.DataFrame:
+    last = len(evidence.profile.sizes) - 1
+    rows = evidence.iterative()
+    return rows[rows["rank"].isna() | (rows["rank"] == last)]
+
+
+def _kept_at_the_floor(evidence: Evidence, arm: str) -> pd.DataFrame:
+    rows = _to_the_floor(evidence)
+    rows = rows[(rows["arm"] == arm) & rows["criterion"].isin(evidence.profile.criteria)]
+    ends = rows.loc[rows.groupby(["criterion", "seed"])["removal"].idxmax()]
+    return ends.groupby("seed")[list(evidence.endpoints)].mean()
+
+
+def all_claims(evidence: Evidence) -> list[Claim]:
+    """Every claim and control, with the rules that were fixed before the runs."""
+    profile, margin = evidence.profile, evidence.profile.margin
+    both, ranks = profile.criteria, profile.controls.ranks
+    learnt = all(np.sign(gap) == (1 if task.endpoint in task.higher_is_better else -1)
+                 for gap, task in zip(evidence.gap.values(), evidence.experiment.tasks.values()))
+    unlearnt = "" if learnt else "the dense network does not beat the position prior on every task"
+
+    def claim(name, statement, kind, threshold, values, open_because="", notes=()):
+        return Claim(name, statement, kind, threshold, values, tuple(notes), unlearnt or open_because)
+
+    def unfinished(*arms: str) -> str:
+        tasks = sorted({task for arm in arms for task in evidence.still_improving(arm)})
+        return f"re-training still improves {', '.join(tasks)} at its end" if tasks else ""
+
+    claims = [claim("1", "a multi-task network is no worse than one network per task", "above", -margin, _premise_shares(evidence))]
+    if len(both) == 2:
+        first, second = both
+        for name, arm, words in (("2", "scratch", "re-trained from scratch"), ("2i", "iterative", "iteratively pruned")):
+            rows = evidence.arm(arm, second)
+            rows = rows[rows.index.isin(evidence.differing(arm, both))]
+            statement = f"{second} and {first} do not differ at equal size ({words})"
+            claims.append(claim(name, statement, "equal", margin, evidence.difference(rows, evidence.arm(arm, first))))
+    scratch = evidence.arm("scratch", *both)
+    for control in (UNIFORM, "random"):
+        claims.append(claim(
+            f"2 vs {control}", f"control: found architectures do better than {control} ones (re-trained)", "above", 0.0,
+            evidence.difference(scratch, evidence.arm("scratch", control), ranks),
+        ))
+    claims.append(claim(
+        "2i vs random", "control: found architectures do better than random ones (iteratively pruned)", "above", 0.0,
+        evidence.difference(evidence.arm("iterative", *both), evidence.arm("iterative", "random"), ranks),
+    ))
+    claims.append(claim(
+        "3", "iterative pruning collapses at the extreme: less than half of the gap is kept", "below", 0.5,
+        _kept_at_the_floor(evidence, "iterative"),
+    ))
+    for schedule in evidence.experiment.schedules:
+        claims.append(claim(
+            f"3 {schedule}", f"control: it collapses with the {schedule.replace('_', ' ')} schedule too", "below", 0.5,
+            _kept_at_the_floor(evidence, schedule),
+        ))
+    for name, better, than, words in (
+        ("4", "scratch", "iterative", "re-trained from scratch, an architecture does better than iteratively pruned (equal epochs)"),
+        ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute"),
+        ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long"),
+    ):
+        claims.append(claim(
+            name, words, "above", 0.0, evidence.difference(evidence.arm(better, *both), evidence.arm(than, *both)),
+            unfinished(*{better, than} - {"iterative"}),
+        ))
+    return claims
+
+
+def _premise_shares(evidence: Evidence) -> pd.DataFrame:
+    """Share kept by the multi-task network minus that of the single-task network, by seed and task."""
+    rows = evidence.kept(evidence.tables["dense_evaluations"])
+    rows = rows[rows["seed"] < evidence.profile.seeds].set_index(["arm", "seed"])
+    multi = rows.loc["multitask", list(evidence.endpoints)]
+    present = rows.index.get_level_values("arm")
+    single = {task: rows.loc[task, task] for task in evidence.endpoints if task in present}
+    return (multi - pd.DataFrame(single, columns=list(evidence.endpoints))).dropna()
+
+
+def verdict_table(claims: list[Claim]) -> pd.DataFrame:
+    """Table 1: one block per claim, the claim as a whole first, then task by task."""
+    return pd.concat([claim.rows() for claim in claims], ignore_index=True)

@@ -1,0 +1,121 @@
+"""Result tables: what all finished runs of a profile measured, in a few files that are committed with the figures.
+
+<figures>/<profile>/results/<stage>_<table>.csv has the rows of every run of that stage, named by `run`; runs.jsonl says of
+each run which cell of the grid it is and where it came from. Weights stay in the run folders. A run folder that is gone
+is laid again from the tables, so that a study goes on from a fresh clone.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from mtprune_utils.runs import Experiment, Run, read_json, write_atomically, write_json
+
+TABLES = {  # stage: the files of a run folder that are collected
+    "dense": ("evaluations.csv", "curve.csv", "trivial.csv"),
+    "tune": ("trials.csv",),
+    "prune": ("evaluations.csv", "layers.csv"),
+    "retrain": ("evaluations.csv", "curve.csv"),
+}
+RECORDS = "runs.jsonl"
+
+
+def results_folder(experiment: Experiment, figures: Path) -> Path:
+    return Path(figures) / experiment.profile.name / "results"
+
+
+def collect(experiment: Experiment, figures: Path) -> dict:
+    """Bring the tables up to date with the run folders, and read them: {"<stage>_<table>": data frame}.
+
+    Runs that are not of the experiment's grid, because a number has changed since, are dropped. Each table has the run's
+    cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished.
+    """
+    folder = results_folder(experiment, figures)
+    grid = experiment.runs()
+    records = {record["name"]: record for record in _read_records(folder)}
+    stored = {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
+    lines, parts = [], {name: [] for name in _table_names()}
+    for run in grid:
+        if not run.done and run.name not in records:
+            continue
+        lines.append(json.dumps(_record(run) if run.done else records[run.name]))
+        for file in TABLES[run.stage]:
+            name = f"{run.stage}_{Path(file).stem}"
+            text = run.path(file).read_text() if run.done else _text(stored[name][run.name])
+            parts[name].append((run, text))
+    if not lines:
+        name = experiment.profile.name
+        raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `make figures PROFILE={name}`")
+    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())
+    tables = {}
+    for name, texts in parts.items():
+        rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        if rows:
+            write_atomically(folder / f"{name}.csv", _csv(rows, columns).encode())
+        tables[name] = _with_cells(texts)
+    return tables
+
+
+def restore(experiment: Experiment, figures: Path) -> int:
+    """Lay the run folders that the tables know and that are not here, without weights. Returns how many."""
+    folder = results_folder(experiment, figures)
+    records = {record["name"]: record for record in _read_records(folder)}
+    stored = {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
+    missing = [run for run in experiment.runs() if run.name in records and not run.done]
+    for run in missing:
+        record = records[run.name]
+        for file in TABLES[run.stage]:
+            write_atomically(run.path(file), _text(stored[f"{run.stage}_{Path(file).stem}"][run.name]).encode())
+        for file, content in record["files"].items():
+            write_json(run.path(file), content)
+        run.write_json("params.json", record["files"]["provenance.json"]["params"])
+        run.write_json("done.json", {"code": record["files"]["provenance.json"]["code"]})
+    return len(missing)
+
+
+def _table_names() -> list[str]:
+    return [f"{stage}_{Path(file).stem}" for stage, files in TABLES.items() for file in files]
+
+
+def _record(run: Run) -> dict:
+    files = ("provenance.json", "timing.json", *(["best.json"] if run.stage == "tune" else []))
+    return {"stage": run.stage, "name": run.name, **run.cell, "files": {file: read_json(run.path(file)) for file in files}}
+
+
+def _read_records(folder: Path) -> list[dict]:
+    path = folder / RECORDS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _read_parts(path: Path) -> dict[str, list[dict[str, str]]]:
+    """{run name: its rows}, every number as it was written."""
+    parts: dict[str, list[dict[str, str]]] = {}
+    if path.exists():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                parts.setdefault(row.pop("run"), []).append(row)
+    return parts
+
+
+def _text(rows: list[dict[str, str]]) -> str:
+    """A run's own CSV again: without the columns that only other runs have."""
+    return _csv(rows, [column for column in rows[0] if any(row[column] for row in rows)])
+
+
+def _csv(rows: list[dict[str, str]], columns: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _with_cells(texts: list[tuple[Run, str]]):
+    import pandas as pd  # the launcher, which lays run folders again, starts without it
+
+    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
+    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
+    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
