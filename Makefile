@@ -1,6 +1,7 @@
 # Every target makes or reuses .venv by itself.
 #     make                       what there is
 #     make figures PROFILE=quick JOBS=2
+#     make figures PROFILE=study      decides the claims: hours, over as many sittings as it takes
 
 PROFILE = quick
 JOBS =
@@ -13,7 +14,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke test notebooks readme lab rooms clean distclean
+.PHONY: help figures smoke claims test notebooks readme lab rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +24,9 @@ figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=q
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
 	@$(BATCH) figures --profile smoke $(if $(JOBS),--jobs $(JOBS))
+
+claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
+	@$(BATCH) claims --profile $(PROFILE)
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
 	$(BIN)/python -m pytest tests

@@ -220,7 +220,8 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
     from mtprune_utils.results import restore
     from mtprune_utils.runs import Experiment
 
-    experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)  # a misspelt name is told at once, in one line
+    # A misspelt name is told at once, in one line.
+    experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)
     config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
               "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
     folder = REPOSITORY / config["runs"] / profile
@@ -244,13 +245,27 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
             timings = folder / "timings.csv"
             if code == 0 and timings.exists():  # beside the figures, for the README's table
                 shutil.copyfile(timings, REPOSITORY / config["figures"] / profile / "timings.csv")
-                if (config["figures"], profile) == ("figures", "quick"):
-                    from mtprune_utils import readme
-
-                    readme.renew()
+                renew_readme(config["figures"], profile)
             return code
         finally:
             lock.truncate(0)
+
+
+def judge_claims(profile: str, runs: str, figures: str, overrides: dict, data: str, root: str) -> None:
+    """The claims of what is finished so far: for a study of which not every run is there yet."""
+    notebook = REPOSITORY / "notebooks" / "08_judge_claims.ipynb"
+    place = {"runs": from_repository(runs), "figures": from_repository(figures)}
+    executed = REPOSITORY / place["runs"] / profile / "figures" / "fig4_claims.ipynb"
+    execute(notebook, executed, {"profile": profile, "overrides": overrides, "data": data, "root": root, **place})
+    renew_readme(place["figures"], profile)
+
+
+def renew_readme(figures: str, profile: str) -> None:
+    """The README shows the repository's own figures: they change together."""
+    from mtprune_utils import readme
+
+    if figures == "figures" and profile in readme.CLAIM_PROFILES:
+        readme.renew()
 
 
 def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
@@ -310,14 +325,16 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
 
     figures = commands.add_parser("figures", help="make every figure of a profile, training what is missing")
-    figures.add_argument("--profile", default="quick")
     figures.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; default: one per core")
-    figures.add_argument("--runs", default=str(REPOSITORY / "runs"), help="folder of the run folders; default: runs")
-    figures.add_argument("--figures", default=str(REPOSITORY / "figures"), help="default: figures")
-    figures.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
-    figures.add_argument("--root", default="", help="where the data set lies, if it is not embedded")
-    figures.add_argument("--overrides", type=settings, default={}, metavar="JSON",
-                         help="""numbers of the profile to replace, e.g. '{"dense.steps": 200}'""")
+    claims = commands.add_parser("claims", help="judge the claims by the runs that are finished so far, training nothing")
+    for command in (figures, claims):
+        command.add_argument("--profile", default="quick")
+        command.add_argument("--runs", default=str(REPOSITORY / "runs"), help="folder of the run folders; default: runs")
+        command.add_argument("--figures", default=str(REPOSITORY / "figures"), help="default: figures")
+        command.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
+        command.add_argument("--root", default="", help="where the data set lies, if it is not embedded")
+        command.add_argument("--overrides", type=settings, default={}, metavar="JSON",
+                             help="""numbers of the profile to replace, e.g. '{"dense.steps": 200}'""")
 
     commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
     options = parser.parse_args(arguments)
@@ -328,9 +345,12 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "notebook":
             parameters = {name: parsed(value) for name, value in options.parameters}
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
+        place = {name: getattr(options, name, None) for name in ("profile", "runs", "figures", "overrides", "data", "root")}
         if options.command == "figures":
-            names = ("profile", "jobs", "runs", "figures", "overrides", "data", "root")
-            return make_figures(**{name: getattr(options, name) for name in names})
+            return make_figures(jobs=options.jobs, **place)
+        if options.command == "claims":
+            judge_claims(**place)
+            return 0
         refresh_notebooks()
     except (NotebookError, ValueError) as error:
         print(error, file=sys.stderr)

@@ -35,9 +35,10 @@ class Claim:
             empty = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "seeds": 0, "verdict": "undecided"}
             return self._with_columns(pd.DataFrame([{"task": "all", **empty, "note": "no run of it is finished"}]))
         verdict, rows = stats.judge({task: stats.estimate(column) for task, column in values.items()}, self.kind, self.threshold)
+        rows = rows.replace([np.inf, -np.inf], np.nan)  # of a single seed: there is no interval
         rows["p_sign_flip"] = [stats.sign_flip_p(column) for column in values.to_numpy().T]
         mean = stats.estimate(values.mean(axis=1))
-        low, high = mean.interval(stats.ALPHA)
+        low, high = mean.interval(stats.ALPHA) if len(values) > 1 else (np.nan, np.nan)
         notes = [*self.notes, self.open_because]
         if self.open_because:
             verdict = "undecided"
@@ -247,7 +248,7 @@ def all_claims(evidence: Evidence) -> list[Claim]:
             _kept_at_the_floor(evidence, schedule),
         ))
     for name, better, than, words in (
-        ("4", "scratch", "iterative", "re-trained from scratch, an architecture does better than iteratively pruned (equal epochs)"),
+        ("4", "scratch", "iterative", "re-trained from scratch, an architecture beats its iteratively pruned weights (equal epochs)"),
         ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute"),
         ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long"),
     ):

@@ -1,6 +1,7 @@
 """Figures, each with the plotted data and its provenance beside it."""
 
 import io
+import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -240,7 +241,7 @@ def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
     table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin.
     """
     rows = table[table["estimate"].notna()].reset_index(drop=True)
-    figure, axis = plt.subplots(figsize=(9, 0.26 * len(rows) + 1), layout="constrained")
+    figure, axis = plt.subplots(figsize=(11, 0.24 * len(rows) + 1), layout="constrained")
     axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0, label="margin")
     axis.axvline(0, color="black", linewidth=0.8)
     for i, row in rows.iterrows():
@@ -251,9 +252,9 @@ def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
         axis.plot(row["estimate"], i, **style)
         if row["rule"] != "equal":
             axis.plot(row["threshold"], i, "|", color="black", markersize=9)
-    names = [f"{row['claim']}  {row['statement']}"[:90] if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
-    axis.set(yticks=range(len(rows)), yticklabels=names, xlabel="share of the gap between position prior (0) and dense network (1)")
-    axis.invert_yaxis()
+    names = [f"{row['claim']}: {row['statement']}" if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
+    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in names], fontsize=8)
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="share of the gap between position prior (0) and dense network (1)")
     handles = [axis.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in VERDICTS.items()]
     axis.legend(handles=handles, loc="upper right", fontsize="small")
     return figure, rows

@@ -73,6 +73,7 @@ class Controls:
 
     seeds: int = 1
     ranks: tuple[int, ...] = (0,)
+    schedules_of: tuple[str, ...] = ("taylor", "cosprune")  # criteria that are also pruned with the other schedules
     budget: float = 3.0  # "scratch_longer" takes at most so many times the steps of "scratch"
 
     def __post_init__(self):
@@ -155,7 +156,7 @@ PROFILES = {
             train_images=64, test_images=16, image_height=64, crop=48, scale=(0.75, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(16), stride=8, head_width=16, dropout=0.0,
             dense=Optimization(lr=2e-3, steps=24, evaluations=2),
-            prune=Pruning(lr=5e-4, schedule="constant", every=4, filters=70, cosine_batches=1),
+            prune=Pruning(lr=5e-4, schedule="constant", every=4, filters=110, cosine_batches=1),
             retrain=Optimization(lr=2e-3, steps=24, evaluations=2),
             sizes=(0.4,), controls=Controls(budget=1.5), tuning=Tuning(trials=2), seeds=2,
         ),
@@ -164,10 +165,10 @@ PROFILES = {
             "quick",
             image_height=128, crop=96, scale=(0.75, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=48, dropout=0.0,
-            dense=Optimization(lr=2e-3, steps=1400, evaluations=7),
-            prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=22, cosine_batches=5),
+            dense=Optimization(lr=2e-3, steps=1300, evaluations=7),
+            prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=26),
             retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
-            sizes=(0.3, 0.15), controls=Controls(ranks=(1,), budget=2.0), seeds=3,
+            sizes=(0.3, 0.15), controls=Controls(ranks=(1,), schedules_of=("taylor",), budget=1.5), seeds=3,
         ),
         Profile(
             "study",
@@ -197,7 +198,7 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     profile = PROFILES[known(name, PROFILES, "profile")]
     for key, value in (overrides or {}).items():
         profile = _replace(profile, key, key.split("."), value)
-    for criterion in profile.criteria:
+    for criterion in (*profile.criteria, *profile.controls.schedules_of):
         check_criterion(criterion)
     return profile
 

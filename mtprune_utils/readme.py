@@ -16,7 +16,12 @@ NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws,
     "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning", ""),
     "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths", ""),
     "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch", ""),
+    "07_tune_optimizer": (
+        "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0",
+    ),
+    "08_judge_claims": ("the claims' verdicts", "fig4_claims", ""),
 }
+CLAIM_PROFILES = ("study", "quick")  # the first one that has results decides the claims
 
 
 def notebook_table(figures: Path) -> str:
@@ -28,9 +33,10 @@ def notebook_table(figures: Path) -> str:
         image = figures / f"{what}.png"
         figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile quick {parameters}".strip()
-        minutes = runs["seconds"].mean() / 60
-        lines.append(f"| {item} | {link} | `{command}` | {len(runs)} | {minutes:.1f} | {figure} |")
+        profile = "study" if what == "tune" else "quick"  # quick does not tune
+        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}".strip()
+        minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
+        lines.append(f"| {item} | {link} | `{command}` | {len(runs)} | {minutes} | {figure} |")
     return "\n".join(lines)
 
 
@@ -53,9 +59,32 @@ def result_table(figures: Path) -> str:
     return "\n".join([*lines, "", note])
 
 
+def claims_table(figures: Path) -> str:
+    """The verdict on every claim, of the first of CLAIM_PROFILES that has one. figures: the folder of all profiles."""
+    profile = next(profile for profile in CLAIM_PROFILES if (figures / profile / "table1_claims.csv").exists())
+    table = pd.read_csv(figures / profile / "table1_claims.csv")
+    rows = table[table["task"] == "all"]
+    lines = ["| claim | | estimate | 95 % interval | seeds | verdict |", "|---" * 6 + "|"]
+    for _, row in rows.iterrows():
+        interval = f"{row['low']:+.2f} to {row['high']:+.2f}" if pd.notna(row["low"]) else "–"
+        estimate = f"{row['estimate']:+.2f}" if pd.notna(row["estimate"]) else "–"
+        note = f" ({row['note']})" if pd.notna(row["note"]) else ""
+        cells = (row["claim"], row["statement"], estimate, interval, row["seeds"], f"**{row['verdict']}**{note}")
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    folder = f"figures/{profile}"
+    lines += [
+        "", f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
+        f"position prior (0) and the dense network (1); verdicts are about every task, each with its own interval in "
+        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig4_claims.png). The rules were "
+        "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb).",
+    ]
+    return "\n".join(lines)
+
+
 def updated(text: str, figures: Path) -> str:
-    """README's text with every generated part renewed from the given folder of figures."""
-    parts = {"notebooks": notebook_table(figures), "results": result_table(figures)}
+    """README's text with every generated part renewed. figures: the folder of all profiles' figures."""
+    quick = figures / "quick"
+    parts = {"notebooks": notebook_table(quick), "results": result_table(quick), "claims": claims_table(figures)}
     for name, part in parts.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if start not in text or end not in text:
@@ -67,7 +96,7 @@ def updated(text: str, figures: Path) -> str:
 def renew() -> None:
     """Write the repository's README.md anew, from its figures."""
     readme = PROJECT / "README.md"
-    write_atomically(readme, updated(readme.read_text(), PROJECT / "figures" / "quick").encode())
+    write_atomically(readme, updated(readme.read_text(), PROJECT / "figures").encode())
 
 
 if __name__ == "__main__":

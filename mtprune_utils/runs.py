@@ -149,10 +149,10 @@ class Experiment:
 
     def control_runs(self, seed: int) -> list["Run"]:
         """One seed of the arms that the paper's are held against."""
-        criteria, ranks = self.profile.criteria, self.profile.controls.ranks
+        profile, criteria, ranks = self.profile, self.profile.criteria, self.profile.controls.ranks
         return [
             *(self.dense(seed, task) for task in self.tasks),
-            *(self.prune(criterion, seed, arm=schedule) for criterion in criteria for schedule in self.schedules),
+            *(self.prune(c, seed, arm=schedule) for c in profile.controls.schedules_of for schedule in self.schedules),
             *(self.retrain(criterion, seed, rank) for criterion in (UNIFORM, "random") for rank in ranks),
             *(self.retrain(c, seed, rank, arm) for c in criteria for rank in ranks for arm in ("scratch_longer", "finetune")),
         ]

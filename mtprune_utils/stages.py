@@ -7,6 +7,7 @@ the same functions for whatever is missing.
 import hashlib
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -172,10 +173,10 @@ def equal_compute_steps(run: Run) -> int:
     Scratch-B of Liu et al. (Rethinking the Value of Network Pruning, ICLR 2019), in multiply-accumulates; at most
     `controls.budget` times the profile's steps, and at least those.
     """
-    rows = [row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] != "removed"]
+    rows = read_table(run.source.path("evaluations.csv"))
     end = next(i for i, row in enumerate(rows) if row["landing"] == str(run.rank))
     spent = run.profile.dense.steps * int(rows[0]["macs"])
-    spent += sum((int(row["step"]) - int(before["step"])) * int(row["macs"]) for before, row in zip(rows[:end], rows[1:]))
+    spent += sum((int(after["step"]) - int(row["step"])) * int(row["macs"]) for row, after in zip(rows[:end], rows[1:]))
     steps = run.profile.retrain.steps
     return min(max(spent // int(rows[end]["macs"]), steps), round(run.profile.controls.budget * steps))
 
@@ -192,7 +193,9 @@ def tuned(settings, search: Run | None):
 
 def _tune(run: Run, dataset: Dataset, report) -> None:
     """Optuna's search on validation images: resumed where it was interrupted, each trial written down as it ends."""
-    import optuna  # only here: the other stages run without it
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # of a progress bar that nobody shows
+        import optuna  # only here: the other stages run without it
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 

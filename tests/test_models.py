@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mtprune_utils import models
-from mtprune_utils.models import Architecture, build, complexity, load_model, model_bytes
+from mtprune_utils.models import (
+    Architecture, activation_bytes, build, complexity, count_parameters, load_model, model_bytes, uniform_widths,
+)
 
 NYU = {"segmentation": 40, "normals": 3, "depth": 1}
 
@@ -104,3 +106,25 @@ def test_bad_architectures_are_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             Architecture(NYU, **bad)
+
+
+def test_uniform_widths_keep_the_same_share_of_every_layer_and_hit_the_size():
+    dense = Architecture({"a": 3}, widths=(8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64), stride=8, head_width=16)
+    for size in (0.7, 0.3, 0.1):
+        target = round(size * count_parameters(dense))
+        found = uniform_widths(dense, target, floor=5)
+        assert abs(count_parameters(found) - target) <= 0.05 * target
+        shares = [width / whole for width, whole in zip(found.widths, dense.widths) if width > 5]
+        assert max(shares) - min(shares) <= 1 / 16 and min(found.widths) >= 5
+    assert uniform_widths(dense, count_parameters(dense), floor=5) == dense
+
+
+def test_activation_memory_is_what_the_backward_pass_needs():
+    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory."""
+    small = Architecture({"a": 3}, widths=(8,) * 13, stride=8, head_width=8, dropout=0.0)
+    one, four = activation_bytes(small, (32, 32)), activation_bytes(small, (64, 64))
+    assert four == pytest.approx(4 * one, rel=0.02)
+    first_maps = 4 * 32 * 32 * (3 + 8 + 8)  # the image and two feature maps, which ReLU overwrites in place
+    assert first_maps < one < 4 * first_maps
+    two_tasks = activation_bytes(Architecture({"a": 3, "b": 3}, widths=(8,) * 13, stride=8, head_width=8), (32, 32))
+    assert one < two_tasks < 2 * one, "the backbone's are shared"

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from mtprune_utils.models import build
-from mtprune_utils.pruning import Pruner, removable_filters, select_filters
+from mtprune_utils.profiles import Pruning
+from mtprune_utils.pruning import Pruner, removable_filters, removal_plan, select_filters
 from test_criteria import losses_of
 
 
@@ -135,3 +136,14 @@ def test_tracing_leaves_train_mode_and_batch_statistics_alone(architecture):
     Pruner(model)
     assert all(module.training for module in model.modules())
     assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_removal_plans_end_at_the_floor_in_as_many_removals():
+    widths = (8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64)
+    fixed = removal_plan(widths, Pruning(filters=13))
+    geometric = removal_plan(widths, Pruning(filters=13, removal="geometric"))
+    assert len(fixed) == len(geometric) == 36 and fixed[-1] == geometric[-1] == 65
+    assert {a - b for a, b in zip(fixed, fixed[1:-1])} == {13}
+    shares = [b / a for a, b in zip([528, *geometric], geometric)]
+    assert max(shares) - min(shares) < 0.02, "an equal share of what is left, up to whole filters"
+    assert removal_plan((5, 4), Pruning()) == []

@@ -1,12 +1,13 @@
 """The committed results of the quick profile: complete, worth looking at, and what the README shows."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from mtprune_utils import readme
+from mtprune_utils import claims, readme, results
 from mtprune_utils.profiles import PROFILES
 from mtprune_utils.runs import Experiment
 
@@ -16,9 +17,9 @@ FIGURES = ROOT / "figures" / "quick"
 
 def test_the_readme_shows_the_committed_results_and_every_notebook():
     text = (ROOT / "README.md").read_text()
-    assert readme.updated(text, FIGURES) == text, "run `make readme`"
+    assert readme.updated(text, FIGURES.parent) == text, "run `make readme`"
     assert set(readme.NOTEBOOKS) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
-    for line in readme.notebook_table(FIGURES).splitlines():
+    for line in (*readme.notebook_table(FIGURES).splitlines(), *readme.claims_table(FIGURES.parent).splitlines()):
         assert "nan" not in line
 
 
@@ -28,12 +29,17 @@ def test_every_link_of_the_readme_leads_somewhere():
     assert all((ROOT / link).exists() for link in links if not link.startswith("http"))
 
 
-@pytest.mark.parametrize("name", ["fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch"])
+FIGURE_NAMES = ["fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_claims", "fig5_training_curves"]
+
+
+@pytest.mark.parametrize("name", FIGURE_NAMES)
 def test_figures_come_from_the_profile_as_it_is_now(name):
     assert all((FIGURES / f"{name}.{kind}").exists() for kind in ("png", "pdf", "csv", "json"))
     origin = json.loads((FIGURES / f"{name}.json").read_text())
     stages = {used.split("/")[0] for used in origin["runs"]}
-    expected = [run for run in Experiment(PROFILES["quick"]).runs() if run.stage in stages]
+    experiment = Experiment(PROFILES["quick"])
+    grid = experiment.runs() if name in ("fig4_claims", "fig5_training_curves") else experiment.paper_runs()
+    expected = [run for run in grid if run.stage in stages]
     assert set(origin["runs"]) == {f"{run.stage}/{run.name}" for run in expected}, "run `make figures`"
     assert len({run["data_digest"] for run in origin["runs"].values()}) == 1
 
@@ -47,3 +53,17 @@ def test_the_dense_network_has_learnt_to_see():
     assert accuracy["dense_network"] >= accuracy["position_prior"] + 0.10
     assert depth["dense_network"] <= 0.70 * depth["position_prior"]
     assert angle["dense_network"] <= angle["position_prior"] - 9
+
+
+@pytest.mark.parametrize("profile", [name for name in ("quick", "study") if (ROOT / "figures" / name).exists()])
+def test_the_claims_follow_from_the_committed_tables(profile, tmp_path):
+    """Judged anew from the result tables alone, every row of Table 1 is the committed one."""
+    experiment = Experiment(PROFILES[profile], root=tmp_path / "runs")
+    figures = shutil.copytree(ROOT / "figures" / profile / "results", tmp_path / profile / "results").parents[1]
+    tables = results.collect(experiment, figures)
+    for file in (figures / profile / "results").iterdir():
+        assert file.read_bytes() == (ROOT / "figures" / profile / "results" / file.name).read_bytes(), "rows of other runs"
+    fresh = claims.verdict_table(claims.all_claims(claims.Evidence(experiment, tables)))
+    committed = pd.read_csv(ROOT / "figures" / profile / "table1_claims.csv")
+    assert fresh["verdict"].tolist() == committed["verdict"].tolist()
+    pd.testing.assert_frame_equal(fresh[["estimate", "low", "high"]], committed[["estimate", "low", "high"]], check_dtype=False)

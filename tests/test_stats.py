@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from mtprune_utils import stats
 
@@ -35,3 +36,134 @@ def test_shares_are_relative_to_the_dense_network_of_the_same_run():
         "criterion": ["a"] * 4, "seed": [0, 0, 1, 1], "removal": [0, 1, 0, 1], "layer": 0, "width": [8, 4, 10, 1],
     })
     assert stats.with_share(table)["share"].tolist() == [1, 0.5, 1, 0.1]
+
+
+# --- matching by size ---
+
+def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
+    rows = pd.DataFrame({"parameters": [1000, 100, 10_000], "y": [2.0, 1.0, 4.0]})
+    assert stats.value_at(rows, 1020, "y") == 2.0, "within 3 %"
+    assert stats.value_at(rows, 10**3.5, "y") == pytest.approx(3.0)
+    assert stats.value_at(rows, 10**2.25, "y") == pytest.approx(1.25)
+    assert np.isnan(stats.value_at(rows, 50, "y")) and np.isnan(stats.value_at(rows, 20_000, "y"))
+
+
+def test_collapse_is_the_first_size_under_half_and_censored_without_one():
+    table = pd.DataFrame({
+        "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10], "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
+        "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
+    })
+    sizes = stats.collapse_sizes(table, ["a", "b"])
+    assert sizes["a"].tolist()[0] == 50 and np.isnan(sizes.loc[1, "a"])
+    assert sizes["b"].tolist() == [100, 10]
+
+
+# --- intervals and tests against SciPy ---
+
+VALUES = np.array([0.3, -0.1, 0.4, 0.2, 0.5, 0.1])
+
+
+def test_few_seeds_get_students_interval():
+    one, reference = stats.estimate(VALUES), scipy.stats.ttest_1samp(VALUES, 0)
+    assert one.p(0) == pytest.approx(reference.pvalue)
+    interval = reference.confidence_interval(0.9)
+    assert one.interval(0.1) == pytest.approx((interval.low, interval.high))
+    assert one.p(0.2) == pytest.approx(scipy.stats.ttest_1samp(VALUES, 0.2).pvalue)
+
+
+def test_ten_seeds_get_a_bootstrap_that_keeps_seeds_together():
+    values = np.random.default_rng(1).normal(0.2, 1, (12, 2))
+    low, high = stats.estimate(values[:, 0]).interval(0.05)
+    reference = scipy.stats.bootstrap((values[:, 0],), np.mean, method="percentile", random_state=0, n_resamples=9999)
+    assert (low, high) == pytest.approx((reference.confidence_interval.low, reference.confidence_interval.high), abs=0.03)
+    # If the second task is the first plus a constant, so is its interval: both were resampled alike.
+    assert stats.estimate(values[:, 0] + 1).interval(0.05) == pytest.approx((low + 1, high + 1))
+    assert stats.estimate(values[:, 0] + 5).p(0) == pytest.approx(2 / 10_001)
+
+
+def test_one_seed_says_nothing_and_equal_values_say_all():
+    assert stats.estimate([0.3]).interval(0.05) == (-np.inf, np.inf) and stats.estimate([0.3]).p(0) == 1
+    same = stats.estimate([0.25] * 4)
+    assert same.interval(0.05) == (0.25, 0.25) and same.p(0) == 0 and same.p(0.25) == 1
+
+
+def test_holm_levels_are_those_of_the_step_down_procedure():
+    levels = stats.holm_levels({"a": 0.03, "b": 0.001, "c": 0.04}, alpha=0.05)
+    assert levels == pytest.approx({"b": 0.05 / 3, "a": 0.05 / 2, "c": 0.05 / 2})  # a is not rejected: c is judged like a
+    assert stats.holm_levels({"a": 0.02, "b": 0.001, "c": 0.04}, 0.05) == pytest.approx({"b": 0.05 / 3, "a": 0.025, "c": 0.05})
+
+
+def test_sign_flips_agree_with_scipys_permutation_test_and_cannot_reject_with_few_seeds():
+    reference = scipy.stats.permutation_test((VALUES,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert stats.sign_flip_p(VALUES) == pytest.approx(reference.pvalue)
+    assert stats.sign_flip_p([1.0, 2.0, 3.0]) == 2 ** (1 - 3)
+
+
+# --- verdicts ---
+
+def judged(kind, threshold, **tasks):
+    return stats.judge({task: stats.estimate(values) for task, values in tasks.items()}, kind, threshold)
+
+
+NARROW = np.array([-0.01, 0.0, 0.01, 0.0])
+
+
+@pytest.mark.parametrize("kind, threshold, tasks, verdict", [
+    ("equal", 0.1, {"a": NARROW, "b": NARROW + 0.02}, "supported"),  # b differs, but within the margin
+    ("equal", 0.1, {"a": NARROW, "b": NARROW + 0.2}, "refuted"),
+    ("equal", 0.1, {"a": NARROW, "b": NARROW * 30}, "undecided"),
+    ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW + 0.2}, "supported"),
+    ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW}, "undecided"),
+    ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW - 0.1}, "refuted"),
+    ("below", 0.5, {"a": NARROW + 0.1, "b": NARROW + 0.2}, "supported"),
+    ("below", 0.5, {"a": NARROW + 0.1, "b": NARROW + 0.9}, "refuted"),
+])
+def test_rules(kind, threshold, tasks, verdict):
+    whole, rows = judged(kind, threshold, **tasks)
+    assert whole == verdict
+    assert rows["task"].tolist() == list(tasks) and (rows["low"] <= rows["estimate"]).all()
+
+
+def test_a_difference_within_the_margin_is_told():
+    _, rows = judged("equal", 0.1, a=NARROW + 0.02, b=NARROW)
+    assert rows["note"].tolist() == ["differs, within the margin", ""]
+
+
+def simulate(kind, threshold, means, seeds=8, sd=0.1, studies=400):
+    """Shares of simulated studies with each verdict; the tasks' seeds are correlated, as in one network."""
+    generator = np.random.default_rng(0)
+    found = {"supported": 0, "refuted": 0, "undecided": 0}
+    for _ in range(studies):
+        common = generator.normal(size=(seeds, 1))
+        values = np.array(means) + sd * (0.6 * common + 0.8 * generator.normal(size=(seeds, len(means))))
+        found[judged(kind, threshold, **{str(i): column for i, column in enumerate(values.T)})[0]] += 1 / studies
+    return found
+
+
+def test_differences_are_found_where_they_are_planted_and_seldom_where_they_are_not():
+    # Nothing planted: any of three tasks is called different in at most 5 % of studies (3 sd of 400 studies: 8.3 %).
+    assert simulate("equal", 0.001, [0, 0, 0])["refuted"] <= 0.083
+    assert simulate("above", 0.0, [0, 0, 0])["refuted"] <= 0.083
+    # A difference of two spreads on one task: eight seeds have a power of 99 % at the level of a third of 5 %.
+    assert simulate("equal", 0.05, [0.2, 0, 0])["refuted"] >= 0.9
+    assert simulate("above", 0.0, [0.2, 0.2, 0.2])["supported"] >= 0.9
+
+
+def test_equality_is_found_where_it_holds_and_seldom_where_it_does_not():
+    assert simulate("equal", 0.2, [0, 0, 0])["supported"] >= 0.9
+    # At the margin itself, TOST errs in at most 5 %.
+    assert simulate("equal", 0.1, [0.1, 0, 0])["supported"] <= 0.083
+
+
+def test_bootstraps_of_ten_and_more_seeds_keep_their_error_rate():
+    assert simulate("equal", 0.001, [0, 0, 0], seeds=20, studies=150)["refuted"] <= 0.13
+
+
+def test_the_seeds_that_would_decide():
+    values = pd.DataFrame({"a": VALUES - VALUES.mean() + 0.02})
+    enough = stats.seeds_to_decide(values, "equal", 0.1)
+    sd = values["a"].std()
+    for seeds, expected in ((enough - 1, "undecided"), (enough, "supported")):
+        assert stats.judge({"a": stats.student(0.02, sd, seeds)}, "equal", 0.1)[0] == expected
+    assert stats.seeds_to_decide(values[:1], "equal", 0.1) is None
+    assert stats.seeds_to_decide(pd.DataFrame({"a": VALUES - VALUES.mean()}), "above", 0.0) is None

@@ -9,6 +9,7 @@ from conftest import TASKS, WIDTHS
 from mtprune_utils.criteria import Scores
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
+from mtprune_utils.pruning import removal_plan
 from mtprune_utils.training import Diverged, Trainer, evaluate, evaluate_afresh, prune_iteratively, train, trivial_predictors
 
 PROFILE = Profile(
@@ -43,6 +44,48 @@ def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, 
     assert sum(row["removed_next"] for row in layers) == 69
     assert all(-0.5 - 1e-6 <= row["cosine"] <= 1 + 1e-6 for row in layers)  # three vectors cannot all be opposed
     assert all(row["width"] >= 5 for row in layers)
+
+
+@pytest.mark.parametrize("removal", ["fixed", "geometric"])
+def test_the_loop_lands_on_every_size_and_takes_what_it_left_next(architecture, dataset, removal):
+    profile = replace(PROFILE, sizes=(0.8, 0.5, 0.49), prune=replace(PROFILE.prune, removal=removal))
+    model = build(architecture, 0)
+    rows = [row for row, _ in pruning_of(model, dataset, "taylor", profile=profile)]
+    landings = {row["landing"]: row for row in rows if row["landing"] is not None}
+    assert list(landings) == [0, 1, 2] and all(row["phase"] == "recovered" for row in landings.values())
+    one_filter = 8 * (12 * 9 + 1)  # about what the largest filter brings with it, in this network
+    for rank, size in enumerate(profile.sizes):
+        assert abs(landings[rank]["parameters"] - size * rows[0]["parameters"]) <= one_filter
+    sizes = [row["filters"] for row in rows if row["phase"] != "removed"]
+    plan = [134, *removal_plan(WIDTHS, profile.prune)]
+    assert set(plan) <= set(sizes) and len(sizes) <= len(plan) + 3, "the plan's sizes, and the landings"
+    assert model.architecture.widths == (5,) * 13
+
+
+def test_the_loop_stops_at_the_size_that_is_asked_for(architecture, dataset):
+    profile = replace(PROFILE, sizes=(0.8, 0.5))
+    whole = list(pruning_of(build(architecture, 0), dataset, "taylor", profile=profile))
+    part = list(pruning_of(build(architecture, 0), dataset, "taylor", profile=profile, last_rank=0))
+    assert part[-1][0]["landing"] == 0
+    assert [row for row, _ in part] == [row for row, _ in whole[: len(part)]], "and is the same until there"
+
+
+def test_a_size_under_the_floor_is_refused_before_training(model, dataset):
+    with pytest.raises(ValueError, match=r"sizes: at the floor of 5 filters per layer a share of 0\.\d+ is left"):
+        next(pruning_of(model, dataset, "taylor", profile=replace(PROFILE, sizes=(0.8, 0.01))))
+
+
+def test_a_search_is_told_of_every_evaluation_and_can_stop_training(model, dataset):
+    seen = []
+
+    def watch(step, loss):
+        seen.append((step, loss))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(model, dataset, PROFILE, PROFILE.dense, seed=0, report=lambda line: None, watch=watch)
+    assert [step for step, _ in seen] == [2, 4]
 
 
 def test_equal_seeds_give_equal_results_and_different_seeds_do_not(architecture, dataset):

@@ -1,0 +1,170 @@
+"""Tuning, re-training's arms, and the order in which runs take what others found."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mtprune_utils import stages, training
+from mtprune_utils.runs import Experiment, read_json, read_table
+
+TINY = {
+    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4, "dense.evaluations": 1,
+    "retrain.steps": 4, "retrain.evaluations": 2, "prune.every": 1, "prune.filters": 60, "sizes": [0.6, 0.4],
+    "tuning.trials": 3,
+}
+
+
+def quiet(line):
+    pass
+
+
+def experiment(folder, **more) -> Experiment:
+    return Experiment.open("smoke", "rooms", "", str(folder), TINY | more)
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """An experiment in which one search for pruning and one for re-training have been run."""
+    base = experiment(tmp_path_factory.mktemp("tuned"))
+    for arm in ("prune", "retrain"):
+        stages.execute(base.tune(arm, "taylor", 0), quiet)
+    return base
+
+
+def test_a_search_writes_its_history_and_its_best(tuned):
+    for arm in ("prune", "retrain"):
+        run = tuned.tune(arm, "taylor", 0)
+        rows, best = read_table(run.path("trials.csv")), read_json(run.path("best.json"))
+        own = getattr(tuned.profile, arm)
+        assert len(rows) == 3 and float(rows[0]["lr"]) == own.lr and float(rows[0]["weight_decay"]) == own.weight_decay
+        losses = [float(row["loss"]) for row in rows if row["state"] == "complete"]
+        assert best["loss"] == min(losses)
+        low, high = tuned.profile.tuning.lr
+        assert all(low <= float(row["lr"]) <= high for row in rows)
+
+
+def test_a_search_uses_its_own_seed_and_never_the_test_images(tuned, monkeypatch, tmp_path):
+    run = tuned.tune("prune", "taylor", 0)
+    assert run.seed == 1000 and [upstream.seed for upstream in run.inputs] == [1000]
+    seen = []
+
+    def evaluate(model, split, *rest):
+        seen.append(len(split))
+        return {"depth.loss": 1.0}
+
+    base = experiment(tmp_path)
+    stages.execute(base.dense(1000), quiet)
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    stages.execute(base.tune("prune", "taylor", 0), quiet)
+    assert set(seen) == {3}, "the validation images are 3, the test images 8"
+
+
+def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, monkeypatch):
+    base, done = experiment(tmp_path), []
+    attempt = stages._try
+
+    def until_interrupted(*arguments):
+        if len(done) == 1:
+            done.append("interrupted")
+            raise KeyboardInterrupt
+        done.append("trial")
+        return attempt(*arguments)
+
+    monkeypatch.setattr(stages, "_try", until_interrupted)
+    run = base.tune("prune", "taylor", 0)
+    with pytest.raises(KeyboardInterrupt):
+        stages.execute(run, quiet)
+    assert not run.done
+    stages.execute(run, quiet)
+    assert done == ["trial", "interrupted", "trial", "trial"], "the finished trial is not repeated"
+    assert run.path("trials.csv").read_bytes() == tuned.tune("prune", "taylor", 0).path("trials.csv").read_bytes()
+
+
+def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monkeypatch):
+    outcomes = iter([1.0, training.Diverged("nan"), 0.5])
+
+    def attempt(*arguments):
+        outcome = next(outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(stages, "_try", attempt)
+    base = experiment(tmp_path)
+    stages.execute(base.dense(1000), quiet)
+    run = base.tune("prune", "cosprune", 0)
+    stages.execute(run, quiet)
+    assert [row["state"] for row in read_table(run.path("trials.csv"))] == ["complete", "pruned", "complete"]
+    assert read_json(run.path("best.json"))["loss"] == 0.5
+
+
+def test_runs_take_the_settings_that_were_found_best(tuned):
+    best = read_json(tuned.tune("prune", "taylor", 0).path("best.json"))
+    run = tuned.prune("taylor", 0, rank=0)
+    settings = stages.tuned(tuned.profile.prune, run.tuning)
+    assert (settings.lr, settings.weight_decay) == (best["lr"], best["weight_decay"])
+    assert replace(settings, lr=0.1, weight_decay=0.1) == replace(tuned.profile.prune, lr=0.1, weight_decay=0.1)
+    scratch, finetune = (tuned.retrain("taylor", 0, 0, arm) for arm in ("scratch", "finetune"))
+    assert scratch.tuning == tuned.tune("retrain", "taylor", 0) and finetune.tuning == tuned.tune("prune", "taylor", 0)
+    assert experiment("x", **{"tuning.trials": 0}).prune("taylor", 0).tuning is None
+
+
+def test_sizes_share_a_pruning_run_unless_each_is_tuned(tmp_path):
+    untuned, tuned = experiment(tmp_path, **{"tuning.trials": 0}), experiment(tmp_path)
+    assert untuned.prune("taylor", 0, 0).name == untuned.prune("taylor", 0, 1).name
+    assert tuned.prune("taylor", 0, 0).name != tuned.prune("taylor", 0, 1).name
+    assert tuned.prune("taylor", 0).name == tuned.prune("taylor", 0, 1).name, "the last one goes to the floor"
+
+
+def test_arms_of_retraining(tmp_path):
+    base = experiment(tmp_path, **{"tuning.trials": 0})
+    runs = {arm: base.retrain("taylor", 0, 1, arm) for arm in ("scratch", "scratch_longer", "finetune")}
+    for run in runs.values():
+        stages.execute(run, quiet)
+    rows = {arm: read_table(run.path("evaluations.csv"))[0] for arm, run in runs.items()}
+    assert len({row["widths"] for row in rows.values()}) == 1
+    assert [rows[arm]["steps"] for arm in rows] == ["4", "6", "4"], "a budget of 1.5 times the steps"
+    assert float(rows["finetune"]["lr"]) == base.profile.prune.lr != float(rows["scratch"]["lr"])
+    kept = stages.network(runs["finetune"].source, stages.landed(1)).state_dict()
+    start = stages.load_model(runs["finetune"].path("model.safetensors")).state_dict()
+    other = stages.load_model(runs["scratch"].path("model.safetensors")).state_dict()
+    name = "heads.depth.branches.0.0.weight"
+
+    def distance(state):
+        return (state[name] - kept[name]).norm()
+
+    assert distance(start) < 0.2 * distance(other), "fine-tuning starts from the weights that pruning kept"
+
+
+def test_equal_compute_counts_multiply_accumulates_of_all_that_came_before(tmp_path):
+    base = experiment(tmp_path, **{"tuning.trials": 0, "controls.budget": 100.0})
+    run = base.retrain("taylor", 0, 1, "scratch_longer")
+    stages.execute(run.source, quiet)
+    rows = [row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] == "recovered"]
+    dense = int(read_table(run.source.path("evaluations.csv"))[0]["macs"])
+    end = next(i for i, row in enumerate(rows) if row["landing"] == "1")
+    # Each recovery is one step on the network as it then is. The first minibatches score the dense network.
+    spent = 4 * dense + dense + sum(int(row["macs"]) for row in rows[: end + 1])
+    assert abs(stages.equal_compute_steps(run) - spent / int(rows[end]["macs"])) <= 1
+
+
+def test_single_task_networks_have_one_head_and_see_the_same_images(tmp_path):
+    base = experiment(tmp_path)
+    run = base.dense(0, "depth")
+    stages.execute(run, quiet)
+    assert stages.load_model(run.path("model.safetensors")).architecture.tasks == {"depth": 1}
+    assert {name.split(".")[0] for name in read_table(run.path("evaluations.csv"))[0] if "." in name} == {"depth"}
+    assert stages._seed(run) == stages._seed(base.dense(0))
+    with pytest.raises(ValueError, match="unknown arm 'deth': did you mean 'depth'"):
+        base.dense(0, "deth")
+
+
+def test_controls_change_the_schedule_and_nothing_else():
+    base = Experiment.open("study", "rooms", "", "runs")
+    paper, constant, geometric = (base.prune("taylor", 0, arm=arm).params["prune"] for arm in
+                                  ("iterative", "constant_rate", "geometric"))
+    assert constant == paper | {"schedule": "constant"} and geometric == paper | {"removal": "geometric"}
+    assert paper["schedule"] == "cosine" and paper["removal"] == "fixed"
+    assert "cosine_rate" in Experiment.open("quick", "rooms", "", "runs").schedules, "where the profile's own is constant"
+    assert json.dumps(paper)
