@@ -1,9 +1,11 @@
 # Every target makes or reuses .venv by itself.
 #     make                       what there is
 #     make figures PROFILE=quick JOBS=2
-#     make figures PROFILE=study      decides the claims: hours, over as many sittings as it takes
+#     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
 
 PROFILE = quick
+DATA = rooms
+ROOT =
 JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
@@ -14,19 +16,22 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke claims test notebooks readme lab rooms clean distclean
+.PHONY: help figures smoke study claims test notebooks readme lab rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
-	@$(BATCH) figures --profile $(PROFILE) $(if $(JOBS),--jobs $(JOBS))
+	@$(BATCH) figures --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(JOBS),--jobs $(JOBS))
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
 	@$(BATCH) figures --profile smoke $(if $(JOBS),--jobs $(JOBS))
 
+study: $(INSTALLED)  ## go on with the study that decides the claims, from its committed tables (hours, in as many sittings as you like)
+	@$(BATCH) figures --profile study --restore $(if $(JOBS),--jobs $(JOBS))
+
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
-	@$(BATCH) claims --profile $(PROFILE)
+	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)"
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
 	$(BIN)/python -m pytest tests
@@ -43,7 +48,7 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=localhost notebooks
 
 rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
-	$(BIN)/python -m mtprune_utils.data.render_rooms --out mtprune_utils/data/rooms_v1
+	$(BIN)/python -m mtprune_utils.data._render_rooms --out mtprune_utils/data/rooms_v1
 
 clean:  ## remove the runs and caches (figures stay, except the smoke profile's)
 	rm -rf runs figures/smoke .snakemake .pytest_cache

@@ -50,7 +50,7 @@ FIGURES = {  # figure: its notebook, which runs it shows, of which stages
 }
 # Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
 STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
-FIGURE_FILES = [f"{FIGURES_FOLDER}/{PROFILE.name}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
+FIGURE_FILES = [f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
 RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
     f"exec {shlex.quote(sys.executable)} -m mtprune_utils.batch notebook "
     "{params.notebook} {params.executed:q} --expect {output:q} {params.arguments}"
@@ -106,7 +106,7 @@ def figure_arguments(wildcards, output):
 
 
 def figure_code(wildcards):
-    return code_digest("figure") + notebook_digest(FIGURES[wildcards.figure][0])
+    return code_digest("figure") + notebook_digest(FIGURES[wildcards.figure][0]) + f" margin {PROFILE.margin}"
 
 
 tell(
@@ -137,7 +137,7 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
         output:
             [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
         params:
-            code=code_digest(stage) + notebook_digest(notebook),
+            code=code_digest(stage, SHARED["data"]) + notebook_digest(notebook),
             notebook=notebook,
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),

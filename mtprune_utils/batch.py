@@ -215,9 +215,14 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
     ]
 
 
-def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: dict, data: str, root: str) -> int:
-    """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch."""
-    from mtprune_utils.results import restore
+def make_figures(
+    profile: str, jobs: int, runs: str, figures: str, overrides: dict, data: str, root: str, restore: bool = False
+) -> int:
+    """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch.
+
+    restore: what the committed result tables know and is not here counts as finished.
+    """
+    from mtprune_utils import results
     from mtprune_utils.runs import Experiment
 
     # A misspelt name is told at once, in one line.
@@ -239,13 +244,17 @@ def make_figures(profile: str, jobs: int, runs: str, figures: str, overrides: di
         config_file.write_text(json.dumps(config, indent=1) + "\n")
         command = snakemake_command(jobs, config_file)
         try:
-            if again := restore(experiment, REPOSITORY / config["figures"]):
-                print(f"{again} finished runs are known from {config['figures']}/{profile}/results", flush=True)
+            place = REPOSITORY / config["figures"] / experiment.label
+            timings, committed = folder / "timings.csv", place / "timings.csv"
+            if restore:
+                count = results.restore(experiment, place.parent)
+                print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
+                if committed.exists() and not timings.exists():
+                    shutil.copyfile(committed, timings)
             code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
-            timings = folder / "timings.csv"
             if code == 0 and timings.exists():  # beside the figures, for the README's table
-                shutil.copyfile(timings, REPOSITORY / config["figures"] / profile / "timings.csv")
-                renew_readme(config["figures"], profile)
+                shutil.copyfile(timings, committed)
+                renew_readme(place)
             return code
         finally:
             lock.truncate(0)
@@ -257,14 +266,17 @@ def judge_claims(profile: str, runs: str, figures: str, overrides: dict, data: s
     place = {"runs": from_repository(runs), "figures": from_repository(figures)}
     executed = REPOSITORY / place["runs"] / profile / "figures" / "fig4_claims.ipynb"
     execute(notebook, executed, {"profile": profile, "overrides": overrides, "data": data, "root": root, **place})
-    renew_readme(place["figures"], profile)
+    from mtprune_utils.runs import Experiment
+
+    label = Experiment.open(profile, data, root, place["runs"], overrides).label
+    renew_readme(REPOSITORY / place["figures"] / label)
 
 
-def renew_readme(figures: str, profile: str) -> None:
+def renew_readme(figures: Path) -> None:
     """The README shows the repository's own figures: they change together."""
     from mtprune_utils import readme
 
-    if figures == "figures" and profile in readme.CLAIM_PROFILES:
+    if figures.parent == REPOSITORY / "figures" and figures.name in readme.CLAIM_PROFILES:
         readme.renew()
 
 
@@ -326,6 +338,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     figures = commands.add_parser("figures", help="make every figure of a profile, training what is missing")
     figures.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; default: one per core")
+    figures.add_argument("--restore", action="store_true",
+                         help="runs that the committed result tables know count as finished: to go on with a study")
     claims = commands.add_parser("claims", help="judge the claims by the runs that are finished so far, training nothing")
     for command in (figures, claims):
         command.add_argument("--profile", default="quick")
@@ -347,7 +361,7 @@ def main(arguments: list[str] | None = None) -> int:
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
         place = {name: getattr(options, name, None) for name in ("profile", "runs", "figures", "overrides", "data", "root")}
         if options.command == "figures":
-            return make_figures(jobs=options.jobs, **place)
+            return make_figures(jobs=options.jobs, restore=options.restore, **place)
         if options.command == "claims":
             judge_claims(**place)
             return 0

@@ -35,18 +35,18 @@ class Claim:
             empty = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "seeds": 0, "verdict": "undecided"}
             return self._with_columns(pd.DataFrame([{"task": "all", **empty, "note": "no run of it is finished"}]))
         verdict, rows = stats.judge({task: stats.estimate(column) for task, column in values.items()}, self.kind, self.threshold)
+        null = 0.0 if self.kind == "equal" else self.threshold
         rows = rows.replace([np.inf, -np.inf], np.nan)  # of a single seed: there is no interval
-        rows["p_sign_flip"] = [stats.sign_flip_p(column) for column in values.to_numpy().T]
+        rows["p_sign_flip"] = [stats.sign_flip_p(column - null) for column in values.to_numpy().T]
         mean = stats.estimate(values.mean(axis=1))
         low, high = mean.interval(stats.ALPHA) if len(values) > 1 else (np.nan, np.nan)
-        notes = [*self.notes, self.open_because]
+        notes = [*self.notes, self.open_because, *(f"{row['task']} {row['note']}" for _, row in rows.iterrows() if row["note"])]
         if self.open_because:
-            verdict = "undecided"
+            verdict = rows["verdict"] = "undecided"
         elif verdict == "undecided":
             enough = stats.seeds_to_decide(values, self.kind, self.threshold)
             notes.append(f"{enough} seeds would decide it" if enough else "no number of seeds up to 1000 would decide it"
                          if len(values) > 1 else "one seed decides nothing")
-        null = 0.0 if self.kind == "equal" else self.threshold
         whole = {"task": "all", "estimate": mean.mean, "low": low, "high": high, "p": mean.p(null), "seeds": len(values),
                  "verdict": verdict, "note": "; ".join(note for note in notes if note)}
         return self._with_columns(pd.concat([pd.DataFrame([whole]), rows], ignore_index=True))
@@ -64,7 +64,9 @@ class Evidence:
         self.profile = experiment.profile
         self.endpoints = {task.name: f"{task.name}.{task.endpoint}" for task in experiment.tasks.values()}
         dense = tables["dense_evaluations"]
-        self.dense = dense[(dense["arm"] == "multitask") & (dense["seed"] < self.profile.seeds)]
+        if dense.empty or (dense := dense[dense["seed"] < self.profile.seeds]).empty:
+            raise ValueError("no dense network of the evaluation's seeds is finished yet: there is nothing to judge")
+        self.dense = dense[dense["arm"] == "multitask"]
         trivial = tables["dense_trivial"]
         prior = trivial[(trivial["predictor"] == "position prior") & (trivial["arm"] == "multitask")]
         self.prior = {task: prior[column].mean() for task, column in self.endpoints.items()}
@@ -82,8 +84,14 @@ class Evidence:
 
     def iterative(self) -> pd.DataFrame:
         """Every recovered network of the pruning runs of the evaluation's seeds."""
-        rows = self.tables["prune_evaluations"]
+        rows = self._table("prune_evaluations")
         return self.kept(rows[(rows["phase"] != "removed") & (rows["seed"] < self.profile.seeds)])
+
+    def _table(self, name: str) -> pd.DataFrame:
+        """A table, with its columns even where no run of its stage is finished."""
+        columns = ("criterion", "seed", "rank", "arm", "phase", "removal", "landing", "step", "parameters", "widths")
+        table = self.tables[name]
+        return table if len(table) else pd.DataFrame(columns=[*columns, *self.endpoints.values()], dtype=float)
 
     def _iterative(self) -> pd.DataFrame:
         """Pruning runs at each size: the run that was tuned for it, or the one that serves all."""
@@ -91,17 +99,19 @@ class Evidence:
         for (criterion, seed, arm), rows in self.iterative().groupby(["criterion", "seed", "arm"]):
             for rank, parameters in self.sizes().items():
                 run = rows[rows["rank"].isna() | (rows["rank"] == rank)]
+                # The very network whose architecture is re-trained, if its size is right; else between its neighbours.
+                landed = run[(run["landing"] == rank) & stats.same_size(run["parameters"], parameters)]
+                run = landed if len(landed) else run
                 if len(run):
                     shares = {task: stats.value_at(run, parameters, task) for task in self.endpoints}
                     widths = run.loc[(run["parameters"] - parameters).abs().idxmin(), "widths"]
                     points.append({"criterion": criterion, "seed": seed, "arm": arm, "rank": rank, "widths": widths, **shares})
-        return pd.DataFrame(points)
+        return pd.DataFrame(points, columns=["criterion", "seed", "arm", "rank", "widths", *self.endpoints])
 
     def _retrained(self) -> pd.DataFrame:
-        rows = self.kept(self.tables["retrain_evaluations"])
-        target = rows["rank"].map(self.sizes())
-        same_size = (rows["parameters"] - target).abs() <= stats.SIZE_TOLERANCE * target
-        return rows[same_size][["criterion", "seed", "arm", "rank", "widths", *self.endpoints]]
+        rows = self.kept(self._table("retrain_evaluations"))
+        right = stats.same_size(rows["parameters"], rows["rank"].map(self.sizes()))
+        return rows[right][["criterion", "seed", "arm", "rank", "widths", *self.endpoints]]
 
     def arm(self, arm: str, *criteria: str) -> pd.DataFrame:
         """Shares kept by seed and size, averaged over criteria."""
@@ -109,12 +119,11 @@ class Evidence:
         complete = rows.groupby(["seed", "rank"]).filter(lambda cell: len(cell) == len(criteria))
         return complete.groupby(["seed", "rank"])[list(self.endpoints)].mean()
 
-    def difference(self, first: pd.DataFrame, second: pd.DataFrame, ranks: tuple[int, ...] | None = None) -> pd.DataFrame:
-        """First minus second, paired by seed and size, averaged over the sizes at which a seed has both."""
+    def difference(self, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
+        """First minus second, paired by seed and size, averaged over the sizes, of the seeds that have all of them."""
         paired = (first - second).dropna()
-        if ranks is not None:
-            paired = paired[paired.index.get_level_values("rank").isin(ranks)]
-        return paired.groupby("seed").mean()
+        sizes = paired.index.get_level_values("rank").nunique()
+        return paired.groupby("seed").filter(lambda rows: len(rows) == sizes).groupby("seed").mean()
 
     def differing(self, arm: str, criteria: tuple[str, str]) -> pd.Index:
         """Seeds and sizes at which two criteria left different widths: where they coincide there is nothing to compare."""
@@ -125,16 +134,19 @@ class Evidence:
 
     def training_curves(self) -> pd.DataFrame:
         """The re-training curves of both criteria's architectures, one row per evaluation and task, `kept` on validation."""
-        curves = self.kept(self.tables["retrain_curve"])
+        curves = self.kept(self._table("retrain_curve"))
         curves = curves[curves["criterion"].isin(self.profile.criteria)]
-        cell = ["criterion", "seed", "rank", "arm", "step"]
-        return curves.melt(id_vars=cell, value_vars=list(self.endpoints), var_name="task", value_name="kept")
+        cell = ["criterion", "seed", "rank", "arm"]
+        curves = curves.assign(progress=(curves["step"] / curves.groupby(cell)["step"].transform("max")).round(3))
+        return curves.melt(id_vars=[*cell, "progress"], value_vars=list(self.endpoints), var_name="task", value_name="kept")
 
     def still_improving(self, arm: str) -> list[str]:
         """Tasks that re-training in this arm still improves by more than the margin between its last two evaluations."""
-        curves = self.kept(self.tables["retrain_curve"])
+        curves = self.kept(self._table("retrain_curve"))
         curves = curves[(curves["arm"] == arm) & curves["criterion"].isin(self.profile.criteria)]
         runs = curves.sort_values("step").groupby(["criterion", "seed", "rank"])[list(self.endpoints)]
+        if not len(curves):
+            return []
         gains = runs.apply(lambda curve: curve.iloc[-1] - curve.iloc[-2:].iloc[0]).mean()
         return [task for task, gain in gains.items() if gain > self.profile.margin]
 
@@ -198,17 +210,18 @@ def _to_the_floor(evidence: Evidence) -> pd.DataFrame:
     return rows[rows["rank"].isna() | (rows["rank"] == last)]
 
 
-def _kept_at_the_floor(evidence: Evidence, arm: str) -> pd.DataFrame:
+def _kept_at_the_floor(evidence: Evidence, arm: str, criteria: tuple[str, ...]) -> pd.DataFrame:
+    """Averaged over the criteria, of the seeds that have all of them."""
     rows = _to_the_floor(evidence)
-    rows = rows[(rows["arm"] == arm) & rows["criterion"].isin(evidence.profile.criteria)]
-    ends = rows.loc[rows.groupby(["criterion", "seed"])["removal"].idxmax()]
-    return ends.groupby("seed")[list(evidence.endpoints)].mean()
+    rows = rows[(rows["arm"] == arm) & rows["criterion"].isin(criteria)]
+    ends = rows.sort_values("removal").groupby(["criterion", "seed"]).tail(1)
+    return ends.groupby("seed").filter(lambda seed: len(seed) == len(criteria)).groupby("seed")[list(evidence.endpoints)].mean()
 
 
 def all_claims(evidence: Evidence) -> list[Claim]:
     """Every claim and control, with the rules that were fixed before the runs."""
     profile, margin = evidence.profile, evidence.profile.margin
-    both, ranks = profile.criteria, profile.controls.ranks
+    both = profile.criteria
     learnt = all(np.sign(gap) == (1 if task.endpoint in task.higher_is_better else -1)
                  for gap, task in zip(evidence.gap.values(), evidence.experiment.tasks.values()))
     unlearnt = "" if learnt else "the dense network does not beat the position prior on every task"
@@ -227,34 +240,37 @@ def all_claims(evidence: Evidence) -> list[Claim]:
             rows = evidence.arm(arm, second)
             rows = rows[rows.index.isin(evidence.differing(arm, both))]
             statement = f"{second} and {first} do not differ at equal size ({words})"
-            claims.append(claim(name, statement, "equal", margin, evidence.difference(rows, evidence.arm(arm, first))))
+            untuned = "" if profile.tuning.trials else "not tuned"
+            differences = evidence.difference(rows, evidence.arm(arm, first))
+            claims.append(claim(name, statement, "equal", margin, differences, notes=[untuned]))
     scratch = evidence.arm("scratch", *both)
     for control in (UNIFORM, "random"):
         claims.append(claim(
             f"2 vs {control}", f"control: found architectures do better than {control} ones (re-trained)", "above", 0.0,
-            evidence.difference(scratch, evidence.arm("scratch", control), ranks),
+            evidence.difference(scratch, evidence.arm("scratch", control)),
         ))
     claims.append(claim(
         "2i vs random", "control: found architectures do better than random ones (iteratively pruned)", "above", 0.0,
-        evidence.difference(evidence.arm("iterative", *both), evidence.arm("iterative", "random"), ranks),
+        evidence.difference(evidence.arm("iterative", *both), evidence.arm("iterative", "random")),
     ))
     claims.append(claim(
         "3", "iterative pruning collapses at the extreme: less than half of the gap is kept", "below", 0.5,
-        _kept_at_the_floor(evidence, "iterative"),
+        _kept_at_the_floor(evidence, "iterative", both),
     ))
+    pruned = profile.controls.schedules_of
     for schedule in evidence.experiment.schedules:
-        claims.append(claim(
-            f"3 {schedule}", f"control: it collapses with the {schedule.replace('_', ' ')} schedule too", "below", 0.5,
-            _kept_at_the_floor(evidence, schedule),
-        ))
-    for name, better, than, words in (
-        ("4", "scratch", "iterative", "re-trained from scratch, an architecture beats its iteratively pruned weights (equal epochs)"),
-        ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute"),
-        ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long"),
+        words = f"control: with the {schedule.replace('_', ' ')} schedule it collapses too ({', '.join(pruned)})"
+        claims.append(claim(f"3 {schedule}", words, "below", 0.5, _kept_at_the_floor(evidence, schedule, pruned)))
+    steps, longest = profile.retrain.steps, round(profile.controls.budget * profile.retrain.steps)
+    for name, better, than, words, note in (
+        ("4", "scratch", "iterative", "re-trained from scratch, an architecture beats its pruned weights",
+         f"{steps} steps, dense training {profile.dense.steps}"),
+        ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute", f"capped at {longest} steps"),
+        ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long", ""),
     ):
         claims.append(claim(
             name, words, "above", 0.0, evidence.difference(evidence.arm(better, *both), evidence.arm(than, *both)),
-            unfinished(*{better, than} - {"iterative"}),
+            unfinished(*{better, than} - {"iterative"}), notes=[note],
         ))
     return claims
 

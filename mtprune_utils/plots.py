@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 
@@ -16,26 +17,37 @@ from mtprune_utils import stats
 from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
 from mtprune_utils.runs import Experiment, Run, csv_text, provenance, read_json, write_atomically, write_json
+from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
 
 STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
     "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"), "magnitude": ("tab:green", "L1 magnitude"),
     "random": ("tab:gray", "random"), "uniform": ("tab:brown", "uniform"),
 }
-PANELS = {  # the paper's three metrics
-    "segmentation.pixel_accuracy": "Segmentation: pixel accuracy",
-    "depth.relative_error": "Depth: relative error",
-    "normals.mean_angle": "Normals: mean angle (degrees)",
-}
 SIZES = {
     "parameters": "parameters", "filters": "backbone filters", "backbone_parameters": "backbone parameters",
     "macs": "multiply-accumulates of one image",
 }
-PUBLISHED = {  # read off the paper's Figures 1 and 3, approximately: parameters, then the three metrics in PANELS' order
-    "full model, published": ("black", (84.13e6, 0.468, 0.27, 18.35)),
-    "Taylor, iterative, published": ("tab:orange", (14.2e6, 0.36, 0.39, 18.65)),
-    "Taylor, from scratch, published": ("tab:orange", (14.4e6, 0.42, 0.34, 18.1)),
-    "CosPrune, from scratch, published": ("tab:blue", (14.4e6, 0.44, 0.31, 18.1)),
-}
+PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
+    [
+        ("full model, published", "black", 84.13e6, 0.468, 0.27, 18.35),
+        ("Taylor, iterative, published", "tab:orange", 14.2e6, 0.36, 0.39, 18.65),
+        ("Taylor, from scratch, published", "tab:orange", 14.4e6, 0.42, 0.34, 18.1),
+        ("CosPrune, from scratch, published", "tab:blue", 14.4e6, 0.44, 0.31, 18.1),
+    ],
+    columns=["label", "colour", "parameters", "segmentation.pixel_accuracy", "depth.relative_error", "normals.mean_angle"],
+)
+
+
+def panels(tasks: dict[str, Task]) -> dict[str, str]:
+    """The metric that a figure shows of each task, with its title."""
+    return {f"{task.name}.{task.shown}": title(f"{task.name}.{task.shown}") for task in tasks.values()}
+
+
+def title(metric: str) -> str:
+    """"depth.relative_error" as a person would write it."""
+    task, name = metric.split(".")
+    degrees = " (degrees)" if name.endswith("angle") else ""
+    return f"{task.replace('_', ' ').capitalize()}: {name.replace('_', ' ')}{degrees}"
 
 
 def style_of(criterion: str) -> tuple[str, str]:
@@ -45,9 +57,19 @@ def style_of(criterion: str) -> tuple[str, str]:
     return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
-def save_figure(figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, runs: list[Run], folder: Path) -> None:
-    """Write <folder>/<profile>/<name>.png, .pdf, .csv (the plotted data) and .json (where it came from)."""
-    place = Path(folder) / experiment.profile.name
+def origins_of(runs: list[Run]) -> dict[str, dict]:
+    """{"<stage>/<name>": provenance} of finished runs."""
+    return {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) for run in runs}
+
+
+def save_figure(
+    figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, origins: dict[str, dict], folder: Path
+) -> None:
+    """Write <folder>/<label>/<name>.png, .pdf, .csv (the plotted data) and .json (where it came from).
+
+    origins: the provenance of every run that the figure shows.
+    """
+    place = Path(folder) / experiment.label
     for kind in ("png", "pdf"):
         image = io.BytesIO()
         # Without dates the same data gives the same bytes.
@@ -55,31 +77,65 @@ def save_figure(figure: Figure, name: str, data: pd.DataFrame, experiment: Exper
         figure.savefig(image, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         write_atomically(place / f"{name}.{kind}", image.getvalue())
     write_atomically(place / f"{name}.csv", csv_text(data.to_dict("records")).encode())
-    origins = {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) for run in runs}
     used = {
         label: {key: origin[key] for key in ("commit", "dirty", "code", "data_digest", "device", "threads", "packages")}
         for label, origin in origins.items()
     }
-    settings = {"profile": asdict(experiment.profile), "data": experiment.data, "seeds": sorted({run.seed for run in runs})}
-    write_json(place / f"{name}.json", provenance("figure", **settings, runs=used))
+    seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
+    settings = {"profile": asdict(experiment.profile), "seeds": seeds}
+    write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
 
 
 def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
-    """The first images of a split over their targets: segmentation, depth, normals."""
-    figure, axes = plt.subplots(4, count, figsize=(2.2 * count, 8.8), layout="constrained")
+    """The first images of a split over their targets; what is invalid is white. Classes of whole images stand above."""
+    whole = [name for name, task in dataset.tasks.items() if task.geometry == "image"]
+    rows = ["image", *(name for name in dataset.tasks if name not in whole)]
+    shape = split.image.shape[2] / split.image.shape[3]
+    figure, axes = plt.subplots(
+        len(rows), count, figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3), layout="constrained", squeeze=False
+    )
     for i, column in enumerate(axes.T):
-        normals = split.targets["normals"][i].float().permute(1, 2, 0)
-        pictures = {
-            "image": {"X": split.image[i].permute(1, 2, 0)},
-            "segmentation": {"X": split.targets["segmentation"][i], "cmap": "tab20", "vmin": 0, "vmax": len(dataset.classes)},
-            "depth (m)": {"X": split.targets["depth"][i, 0], "cmap": "viridis"},
-            "normals": {"X": (normals + 1) / 2},
-        }
-        for axis, (title, picture) in zip(column, pictures.items()):
+        column[0].set_title(" / ".join(dataset.classes[split.targets[name][i]] for name in whole), fontsize="small")
+        for axis, name in zip(column, rows):
+            picture = {"X": split.image[i].permute(1, 2, 0).numpy()} if name == "image" else _picture(split.targets[name][i], name, dataset)
             axis.imshow(**picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if i == 0:
-                axis.set_ylabel(title)
+                axis.set_ylabel(name)
+    return figure
+
+
+def _picture(target: torch.Tensor, name: str, dataset: Dataset) -> dict:
+    """What imshow needs to show one target, whose kind its task's geometry tells."""
+    geometry = dataset.tasks[name].geometry
+    if geometry == "labels":
+        colours = "tab20" if len(dataset.classes) <= 20 else "nipy_spectral"
+        return {"X": np.ma.masked_equal(target.numpy(), IGNORE), "cmap": colours, "vmin": 0, "vmax": len(dataset.classes)}
+    if geometry == "normals":
+        normals = target.float().permute(1, 2, 0)
+        return {"X": torch.where(normals.square().sum(2, keepdim=True) > 0, (normals + 1) / 2, 1.0).numpy()}
+    return {"X": np.ma.masked_less_equal(target[0].numpy(), MIN_DEPTH), "cmap": "viridis"}
+
+
+def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure:
+    """How the targets of a split's first images are distributed: classes, depths, and the directions of normals."""
+    figure, axes = plt.subplots(1, len(dataset.tasks), figsize=(5 * len(dataset.tasks), 3.6), layout="constrained", squeeze=False)
+    for axis, (name, task) in zip(axes[0], dataset.tasks.items()):
+        target = split.targets[name][:images].float()
+        if task.geometry in ("labels", "image"):
+            counts = torch.bincount(target[target != IGNORE].long(), minlength=len(dataset.classes))
+            axis.barh(range(len(counts)), (counts / counts.sum()).numpy())
+            axis.set_yticks(range(len(counts)), dataset.classes, fontsize=8 if len(counts) <= 20 else 5)
+            axis.invert_yaxis()
+            axis.set(title=name, xlabel="share")
+        elif task.geometry == "normals":
+            valid = target.square().sum(1) > 0
+            x, y = (target[:, i][valid].numpy() for i in (0, 1))
+            axis.hist2d(x, y, bins=60, range=((-1, 1), (-1, 1)), norm="log")
+            axis.set(title=name, xlabel="x (right)", ylabel="y (up)", aspect="equal")
+        else:
+            axis.hist(target[target > MIN_DEPTH].numpy(), bins=80)
+            axis.set(title=name, xlabel=task.geometry, yticks=[])
     return figure
 
 
@@ -97,16 +153,16 @@ def show_curve(curve: pd.DataFrame) -> Figure:
     return figure
 
 
-def show_recovery(evaluations: pd.DataFrame) -> Figure:
+def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     """One pruning run: each metric right after every removal and after its recovery, against the steps trained."""
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4 * len(PANELS), 3), layout="constrained")
-    for axis, (metric, title) in zip(axes, PANELS.items()):
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
+    for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
         axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
         for phase, marker in (("removed", "v"), ("recovered", "o")):
             rows = evaluations[evaluations["phase"] == phase]
             axis.plot(rows["step"], rows[metric], marker, markersize=3, label=phase)
-        axis.set(title=title, xlabel="step")
-    axes[0].legend()
+        axis.set(title=name, xlabel="step")
+    axes[0, 0].legend()
     return figure
 
 
@@ -136,16 +192,17 @@ def _curve(axis, data: pd.DataFrame, **style) -> None:
         axis.fill_between(data["x"], data["mean"] - data["sd"], data["mean"] + data["sd"], color=style["color"], alpha=0.2)
 
 
-def _draw_published(axis, metric: str, names: tuple[str, ...]) -> None:
+def _draw_published(axis, metric: str, scratch: bool) -> None:
     """The paper's own points, as open marks: of NYUv2, with normals that it left encoded, so angles are not comparable."""
-    for name in names:
-        colour, (parameters, *values) = PUBLISHED[name]
-        value = values[list(PANELS).index(metric)]
-        axis.plot(parameters, value, "o" if "scratch" in name else "s", color=colour, fillstyle="none", label=name)
+    for _, point in PUBLISHED.iterrows():
+        retrained = "scratch" in point["label"]
+        if metric in point and (scratch or not retrained):
+            mark = {"marker": "o" if retrained else "s", "color": point["colour"], "fillstyle": "none", "linestyle": ""}
+            axis.plot(point["parameters"], point[metric], label=point["label"], **mark)
 
 
 def fig1_iterative_pruning(
-    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, published: bool = False
+    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool = False
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
 
@@ -154,10 +211,11 @@ def fig1_iterative_pruning(
     """
     recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
-    figure, axes = plt.subplots(len(SIZES), 3, figsize=(12, 3.2 * len(SIZES)), layout="constrained")
+    shape = {"figsize": (4 * len(tasks), 3.2 * len(SIZES)), "squeeze": False}
+    figure, axes = plt.subplots(len(SIZES), len(tasks), layout="constrained", **shape)
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
-        for axis, (metric, title) in zip(row, PANELS.items()):
+        for axis, (metric, name) in zip(row, panels(tasks).items()):
             for criterion, table in recovered.groupby("criterion", sort=False):
                 curve = stats.curve_over_seeds(table, size, metric)
                 colour, label = style_of(criterion)
@@ -165,8 +223,8 @@ def fig1_iterative_pruning(
                 data.append(curve.assign(size=size, metric=metric, criterion=criterion, **levels(metric)))
             _draw_levels(axis, **levels(metric))
             if published and size == "parameters":
-                _draw_published(axis, metric, ("full model, published", "Taylor, iterative, published"))
-            axis.set(title=title)
+                _draw_published(axis, metric, scratch=False)
+            axis.set(title=name)
             _size_axis(axis, size_label)
     axes[0, 0].legend()
     return figure, _tidy(data)
@@ -202,7 +260,8 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def fig3_retrained_from_scratch(
-    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, published: bool = False
+    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
+    published: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 3: found architectures re-trained from random weights (solid) against the iterative run (dashed).
 
@@ -210,9 +269,9 @@ def fig3_retrained_from_scratch(
     """
     recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.6), layout="constrained", squeeze=False)
     data = []
-    for axis, (metric, title) in zip(axes, PANELS.items()):
+    for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
         for criterion, table in recovered.groupby("criterion", sort=False):
             colour, label = style_of(criterion)
             iterative = stats.curve_over_seeds(table, "parameters", metric)
@@ -225,10 +284,10 @@ def fig3_retrained_from_scratch(
                 data.append(curve.assign(arm=arm, metric=metric, criterion=criterion, **levels(metric)))
         _draw_levels(axis, **levels(metric))
         if published:
-            _draw_published(axis, metric, tuple(PUBLISHED))
-        axis.set(title=title)
+            _draw_published(axis, metric, scratch=True)
+        axis.set(title=name)
         _size_axis(axis, "parameters")
-    axes[0].legend(fontsize="small")
+    axes[0, 0].legend(fontsize="small")
     return figure, _tidy(data)
 
 
@@ -263,17 +322,17 @@ def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
 def fig5_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Re-training, arm by arm: the validation endpoint of each task, as the share of the gap, mean over seeds and criteria.
 
-    curves: columns arm, rank, step, task, kept. Returns the figure and the plotted data.
+    curves: columns arm, rank, progress (share of the run's own steps), task, kept. Returns the figure and the plotted data.
     """
-    means = curves.groupby(["task", "rank", "arm", "step"])["kept"].agg(["mean", "std", "count"]).reset_index()
+    means = curves.groupby(["task", "rank", "arm", "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
     tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
     figure, axes = plt.subplots(len(ranks), len(tasks), figsize=(4 * len(tasks), 2.8 * len(ranks)), layout="constrained",
                                 squeeze=False, sharey=True)
     for row, rank in zip(axes, ranks):
         for axis, task in zip(row, tasks):
             for arm, line in means[(means["rank"] == rank) & (means["task"] == task)].groupby("arm"):
-                axis.plot(line["step"], line["mean"], ".-", label=arm)
-            axis.set(title=f"{task}, size {int(rank)}", xlabel="step", ylabel="share of the gap kept")
+                axis.plot(line["progress"], line["mean"], ".-", label=arm)
+            axis.set(title=f"{task}, size {int(rank)}", xlabel="share of the arm's steps", ylabel="share of the gap kept")
     axes[0, 0].legend(fontsize="small")
     return figure, means
 

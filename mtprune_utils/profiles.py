@@ -3,6 +3,7 @@
 smoke   every notebook in under a minute on two cores: CI and a first look
 quick   the default main job: every figure on the embedded data, and one seed of each control
 study   a small network, eight seeds, every arm, tuned: what decides the paper's claims; hours on two cores, resumable
+fashion for multifashion, two classification tasks on small images
 paper   the paper's protocol, for a GPU
 
 Lengths are in optimizer steps, images in pixels, learning rates in their optimizer's units.
@@ -178,6 +179,16 @@ PROFILES = {
             prune=Pruning(lr=5e-4, every=20, filters=13),
             retrain=Optimization(lr=2e-3, steps=1200, evaluations=10),
             sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1)), tuning=Tuning(trials=16), seeds=8,
+        ),
+        Profile(
+            # Two classifications on 36 x 36 pixels that may be neither cropped nor mirrored: for multifashion.
+            "fashion",
+            train_images=12_000, test_images=2_000, image_height=36, crop=36, scale=(1.0, 1.0), batch_size=32,
+            backbone="vgg16_bn", widths=_narrow(16), stride=8, head_width=16, dropout=0.0,
+            dense=Optimization(lr=2e-3, steps=1500, evaluations=6),
+            prune=Pruning(lr=5e-4, every=20, filters=13),
+            retrain=Optimization(lr=2e-3, steps=1500, evaluations=6),
+            sizes=(0.4, 0.2), controls=Controls(ranks=(0, 1)), seeds=3,
         ),
         Profile(
             "paper",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtprune_utils.plots import PANELS, style_of
+from mtprune_utils.plots import style_of, title
 from mtprune_utils.runs import PROJECT, read_json, write_atomically
 
 NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
@@ -20,6 +20,7 @@ NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws,
         "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0",
     ),
     "08_judge_claims": ("the claims' verdicts", "fig4_claims", ""),
+    "09_tour_data": ("the data", "", ""),
 }
 CLAIM_PROFILES = ("study", "quick")  # the first one that has results decides the claims
 
@@ -53,7 +54,7 @@ def result_table(figures: Path) -> str:
             digits = 3 if point["mean"] < 10 else 1
             levels = (f"{point[level]:.{digits}f}" for level in ("position_prior", "dense_network"))
             arms = (f"{arm['mean']:.{digits}f} ± {arm['sd']:.{digits}f}" for arm in (near, point))
-            cells = (PANELS[metric], *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms)
+            cells = (title(metric), *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms)
             lines.append("| " + " | ".join(cells) + " |")
     note = f"Mean ± standard deviation over {seeds} seeds, on the test images; iterative: Figure 3's curve at that size."
     return "\n".join([*lines, "", note])

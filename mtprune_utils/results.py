@@ -22,7 +22,7 @@ RECORDS = "runs.jsonl"
 
 
 def results_folder(experiment: Experiment, figures: Path) -> Path:
-    return Path(figures) / experiment.profile.name / "results"
+    return Path(figures) / experiment.label / "results"
 
 
 def collect(experiment: Experiment, figures: Path) -> dict:
@@ -31,6 +31,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     Runs that are not of the experiment's grid, because a number has changed since, are dropped. Each table has the run's
     cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished.
     """
+    from mtprune_utils.stats import with_cells  # and pandas: the launcher, which lays folders again, starts without
+
     folder = results_folder(experiment, figures)
     grid = experiment.runs()
     records = {record["name"]: record for record in _read_records(folder)}
@@ -54,8 +56,14 @@ def collect(experiment: Experiment, figures: Path) -> dict:
         columns = list(dict.fromkeys(column for row in rows for column in row))
         if rows:
             write_atomically(folder / f"{name}.csv", _csv(rows, columns).encode())
-        tables[name] = _with_cells(texts)
+        tables[name] = with_cells(texts)
     return tables
+
+
+def origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
+    """{"<stage>/<name>": provenance} of every run in the tables."""
+    records = _read_records(results_folder(experiment, figures))
+    return {f"{record['stage']}/{record['name']}": record["files"]["provenance.json"] for record in records}
 
 
 def restore(experiment: Experiment, figures: Path) -> int:
@@ -110,12 +118,3 @@ def _csv(rows: list[dict[str, str]], columns: list[str]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _with_cells(texts: list[tuple[Run, str]]):
-    import pandas as pd  # the launcher, which lays run folders again, starts without it
-
-    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
-    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
-    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

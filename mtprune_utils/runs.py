@@ -25,7 +25,7 @@ from mtprune_utils.profiles import Profile, check_criterion, get_profile, known
 from mtprune_utils.tasks import Task
 
 PACKAGE = Path(__file__).parent
-TRAINING_MODULES = ("data/__init__.py", "data/rooms.py", "tasks.py", "models.py", "gradients.py", "training.py", "stages.py")
+TRAINING_MODULES = ("data/__init__.py", "data/_reading.py", "tasks.py", "models.py", "gradients.py", "training.py", "stages.py")
 PRUNING_MODULES = (*TRAINING_MODULES, "criteria.py", "pruning.py")
 STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws figures and re-trains nothing
     "dense": TRAINING_MODULES,
@@ -64,7 +64,15 @@ class Experiment:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        return data_tasks(self.data)
+        return data_tasks(self.data, self.data_root)
+
+    @property
+    def label(self) -> str:
+        """The folder of its figures: the profile's name, with what is not the profile's own."""
+        own = get_profile(self.profile.name) == self.profile
+        # The paper's profile is about NYUv2: on rooms it says so.
+        data = "" if self.data == "rooms" and self.profile.name != "paper" else f"-{self.data}"
+        return self.profile.name + data + ("" if own else "-custom")
 
     @classmethod
     def open(cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None) -> "Experiment":
@@ -78,9 +86,10 @@ class Experiment:
         return Run(self, "dense", seed, arm=known(arm, ("multitask", *self.tasks), "arm"))
 
     def tune(self, arm: str, criterion: str, rank: int) -> "Run":
-        """arm: the phase that is tuned, "prune" or "retrain", for one criterion and size."""
-        seed = self.profile.tuning.seed
-        return Run(self, "tune", seed, self._criterion(criterion), self._rank(rank), known(arm, ("prune", "retrain"), "arm"))
+        """arm: the phase that is tuned, "prune", "retrain" or "finetune", for one criterion and size."""
+        arms = ("prune", "retrain", "finetune") if criterion != UNIFORM else ("retrain",)
+        known(arm, arms, "arm")
+        return Run(self, "tune", self.profile.tuning.seed, self._criterion(criterion), self._rank(rank), arm)
 
     def prune(self, criterion: str, seed: int, rank: int | None = None, arm: str = "iterative") -> "Run":
         """rank: the size that its optimizer is tuned for; the last one by default, whose run goes down to the floor.
@@ -181,7 +190,7 @@ class Run:
     @property
     def source(self) -> "Run | None":
         """The run whose network this one starts from, if it is not a random one of known widths."""
-        pruned_for = self.stage == "retrain" or self.stage == "tune" and self.arm == "retrain"
+        pruned_for = self.stage == "retrain" or self.stage == "tune" and self.arm != "prune"
         if pruned_for and self.criterion != UNIFORM:
             return self.experiment.prune(self.criterion, self.seed, self.rank)
         return self.experiment.dense(self.seed) if self.stage in ("prune", "tune") and not pruned_for else None
@@ -191,7 +200,7 @@ class Run:
         """The search whose best settings this run takes."""
         if not self.profile.tuning.trials or self.stage not in ("prune", "retrain"):
             return None
-        phase = "prune" if self.arm == "finetune" else self.stage
+        phase = "finetune" if self.arm == "finetune" else self.stage
         return self.experiment.tune(phase, self.criterion, self.rank)
 
     @property
@@ -208,8 +217,10 @@ class Run:
         everything = asdict(profile)
         shared = {key: everything[key] for key in SHARED_SETTINGS}
         own = {key: everything[key] for key in STAGE_SETTINGS[self.stage]}
-        if self.stage == "tune":
+        if self.stage == "tune" and self.arm != "finetune":  # which takes pruning's optimizer for re-training's length
             del own["retrain" if self.arm == "prune" else "prune"]
+        if self.criterion == UNIFORM:
+            own["floor"] = profile.prune.floor
         if self.arm == "scratch_longer":
             own["budget"] = profile.controls.budget
         cell = {"seed": self.seed, "criterion": self.criterion, "arm": self.arm}
@@ -280,21 +291,22 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
-def code_digest(stage: str) -> str:
-    """A hash of the modules that a stage's results depend on; comments and layout do not count."""
+def code_digest(stage: str, data: str = "rooms") -> str:
+    """A hash of the modules that a stage's results on a data set depend on; comments and layout do not count."""
     digest = hashlib.sha256()
-    for module in STAGE_MODULES[stage]:
+    for module in (*STAGE_MODULES[stage], *([] if stage == "figure" else [f"data/{data}.py"])):
         digest.update(ast.dump(ast.parse((PACKAGE / module).read_text())).encode())
     return digest.hexdigest()[:16]
 
 
-def provenance(stage: str, **more) -> dict:
+def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
-    packages = ("torch", "numpy", "torch-pruning", "safetensors")
+    packages = ("torch", "numpy", "torch-pruning", "safetensors", *(["optuna"] if stage == "tune" else []))
     return {
         "commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),
-        "code": code_digest(stage),
+        "code": code_digest(stage, data),
+        "data": data,
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in packages},
         **more,

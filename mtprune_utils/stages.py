@@ -5,7 +5,9 @@ the same functions for whatever is missing.
 """
 
 import hashlib
+import math
 import os
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -34,7 +36,7 @@ def load_data(run: Run) -> Dataset:
 def execute(run: Run, report: Callable[[str], None] = print) -> None:
     """Do the run, and first whatever it starts from, unless it is finished."""
     if run.done:
-        changed = read_json(run.path("done.json"))["code"] != code_digest(run.stage)
+        changed = read_json(run.path("done.json"))["code"] != code_digest(run.stage, run.experiment.data)
         how = " with other code (delete its folder to repeat it)" if changed else ""
         report(f"{run.stage} {run.name}: finished before{how}, nothing to do")
         return
@@ -47,9 +49,9 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
     torch.manual_seed(_seed(run))  # dropout; everything else has a generator of its own
     run.write_json("params.json", run.params)
     dataset = load_data(run)
-    origin = provenance(  # before the run: the code may be edited while it lasts
-        run.stage, params=run.params, data_digest=dataset.digest, threads=torch.get_num_threads(), device=str(_device())
-    )
+    where = {"data_digest": dataset.digest, "threads": torch.get_num_threads(), "device": str(_device())}
+    # Before the run: the code may be edited while it lasts.
+    origin = provenance(run.stage, run.experiment.data, params=run.params, **where)
     run.write_json("provenance.json", origin)
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
     stage(run, dataset.to(_device()), report)
@@ -107,7 +109,7 @@ def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: O
 # --- pruning ---
 
 def _prune(run: Run, dataset: Dataset, report) -> None:
-    settings = tuned(replace(run.profile.prune, **run.experiment.schedules.get(run.arm, {})), run.tuning)
+    settings = tuned(settings_of(run), run.tuning)
     last = len(run.profile.sizes) - 1
     model = network(run.source, "model.safetensors").to(_device())
     evaluations, layer_rows = [], []
@@ -133,36 +135,70 @@ def landed(rank: int) -> str:
 
 
 def network(run: Run, file: str) -> MultiTaskNet:
-    """A network that a finished run has left. Where only its tables are here, the run is repeated for its weights."""
+    """A network that a finished run has left. Where only its tables are here, the run is repeated for its weights.
+
+    Raises ValueError if the repetition does not give the same tables, as on another kind of machine.
+    """
     if not run.path(file).exists():
-        repeated = replace(run, experiment=replace(run.experiment, root=run.experiment.root / "repeated"))
+        state = torch.get_rng_state()
+        repeated = _elsewhere(run)
         execute(repeated)
+        if repeated.path("evaluations.csv").read_bytes() != run.path("evaluations.csv").read_bytes():
+            raise ValueError(
+                f"{run.stage} {run.name} has no weights here, and repeating it gives other results than its tables hold "
+                "(another machine?): start without --restore to do all of it here"
+            )
         write_atomically(run.path(file), repeated.path(file).read_bytes())
+        torch.set_rng_state(state)
     return load_model(run.path(file))
+
+
+def _elsewhere(run: Run) -> Run:
+    """The same run in a folder of its own, where the searches that it takes its settings from are known."""
+    scratch = run.experiment.root / "repeated" / str(os.getpid())  # another job may be repeating it too
+    moved = replace(run, experiment=replace(run.experiment, root=scratch))
+    for upstream, copy in zip(run.inputs, moved.inputs):
+        if upstream.stage == "tune":
+            shutil.copytree(upstream.folder, copy.folder, dirs_exist_ok=True)
+        else:
+            _elsewhere(upstream)
+    return moved
 
 
 # --- re-training ---
 
 def _retrain(run: Run, dataset: Dataset, report) -> None:
-    settings = tuned(run.profile.retrain, run.tuning)
-    if run.arm == "finetune":  # pruning's optimizer, re-training's length and schedule
-        prune = tuned(run.profile.prune, run.tuning)
-        settings = replace(
-            settings, optimizer=prune.optimizer, betas=prune.betas, lr=prune.lr, weight_decay=prune.weight_decay
-        )
-        model = network(run.source, landed(run.rank))
-    else:
-        model = build(found_architecture(run), _seed(run))
+    settings = tuned(settings_of(run), run.tuning)
     if run.arm == "scratch_longer":
         settings = replace(settings, steps=equal_compute_steps(run))
-    _train_and_save(run, model, dataset, settings, report)
+    _train_and_save(run, start_of(run, _seed(run)), dataset, settings, report)
+
+
+def settings_of(run: Run) -> Optimization | Pruning:
+    """A run's phase as its profile has it. Fine-tuning takes pruning's optimizer for re-training's length and schedule."""
+    profile = run.profile
+    if run.stage == "prune" or run.arm == "prune":
+        return replace(profile.prune, **run.experiment.schedules.get(run.arm, {}))
+    if run.arm == "finetune":
+        own = {name: getattr(profile.prune, name) for name in ("optimizer", "betas", "lr", "weight_decay")}
+        return replace(profile.retrain, **own)
+    return profile.retrain
+
+
+def start_of(run: Run, seed: int) -> MultiTaskNet:
+    """The network that re-training starts from: the found widths at random, or the weights that pruning kept."""
+    if run.arm == "finetune":
+        return network(run.source, landed(run.rank))
+    return build(found_architecture(run), seed)
 
 
 def found_architecture(run: Run) -> Architecture:
     """What is re-trained: the pruning run's architecture at the run's size, or uniform widths of that size."""
-    if run.source:
-        return network(run.source, landed(run.rank)).architecture
     dense = run.profile.architecture({name: task.channels for name, task in run.experiment.tasks.items()})
+    if run.source:
+        rows = read_table(run.source.path("evaluations.csv"))
+        widths = next(row["widths"] for row in rows if row["landing"] == str(run.rank))
+        return replace(dense, widths=tuple(map(int, widths.split())))
     target = round(run.profile.sizes[run.rank] * count_parameters(dense))
     return uniform_widths(dense, target, run.profile.prune.floor)
 
@@ -200,16 +236,17 @@ def _tune(run: Run, dataset: Dataset, report) -> None:
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    settings, trials = getattr(run.profile, run.arm), run.profile.tuning.trials
+    settings, trials = settings_of(run), run.profile.tuning.trials
     spaces = {name: optuna.distributions.FloatDistribution(*getattr(run.profile.tuning, name), log=True)
               for name in ("lr", "weight_decay")}
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(run.path("journal.log")))), study_name=run.name,
-        load_if_exists=True, pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=run.profile.retrain.steps // 2),
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(run.path("journal.log")))), load_if_exists=True,
+        study_name=f"{run.name} {code_digest('tune', run.experiment.data)}",  # trials of other code do not count
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=run.profile.retrain.steps // 2),
     )
     for trial in study.get_trials(states=[TrialState.RUNNING]):  # of an interrupted batch
         study.tell(trial.number, state=TrialState.FAIL)
-    if not study.trials:
+    if not study.get_trials(states=[TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING]):
         study.enqueue_trial({name: getattr(settings, name) for name in spaces})  # the profile's own come first
 
     def finished() -> list:
@@ -239,7 +276,7 @@ def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) ->
     """The validation loss that one trial's settings reach."""
     seed = _stream(f"{run.arm} {run.seed}")
     torch.manual_seed(seed)
-    if run.arm == "retrain":
+    if run.arm != "prune":
         import optuna
 
         def watch(step: int, loss: float) -> None:
@@ -247,7 +284,7 @@ def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) ->
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        model = build(found_architecture(run), seed).to(_device())
+        model = start_of(run, seed).to(_device())
         curve = training.train(model, dataset, run.profile, settings, seed, report=lambda line: None, watch=watch)
         return min(map(training.total_loss, curve))
     model = network(run.source, "model.safetensors").to(_device())
@@ -255,4 +292,7 @@ def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) ->
         model, dataset, run.profile, settings, run.criterion, seed, measure=lambda model: {}, last_rank=run.rank
     ):
         pass
-    return training.total_loss(training.evaluate_afresh(model, dataset, dataset.validation, run.profile))
+    loss = training.total_loss(training.evaluate_afresh(model, dataset, dataset.validation, run.profile))
+    if not math.isfinite(loss):
+        raise training.Diverged(f"the validation loss is {loss}")
+    return loss

@@ -1,5 +1,6 @@
 """Curves over seeds, intervals and verdicts: pure functions over tidy data frames, one row per evaluation."""
 
+import io
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -13,11 +14,15 @@ from mtprune_utils.runs import Run
 
 def gather(runs: Iterable[Run], file: str) -> pd.DataFrame:
     """One table of the given file of every run, with the run's cell (criterion, seed, rank, arm) in front."""
-    tables = []
-    for run in runs:
-        table = pd.read_csv(run.path(file))
-        tables.append(pd.concat([pd.DataFrame([run.cell] * len(table)), table], axis=1))
-    return pd.concat(tables, ignore_index=True)
+    return with_cells([(run, run.path(file).read_text()) for run in runs])
+
+
+def with_cells(texts: list[tuple[Run, str]]) -> pd.DataFrame:
+    """The same from the files' texts."""
+    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
+    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
+    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -63,6 +68,10 @@ BOOTSTRAP_FROM = 10  # seeds; with fewer, percentile bootstraps cover far less t
 RESAMPLES = 10_000
 
 
+def same_size(parameters, target):
+    return abs(parameters - target) <= SIZE_TOLERANCE * target
+
+
 def value_at(rows: pd.DataFrame, parameters: float, column: str) -> float:
     """A column of one run's rows at a parameter count: the nearest row's if within 3 %, else interpolated.
 
@@ -71,7 +80,7 @@ def value_at(rows: pd.DataFrame, parameters: float, column: str) -> float:
     ordered = rows.sort_values("parameters")
     sizes = ordered["parameters"].to_numpy()
     nearest = np.abs(sizes - parameters).argmin()
-    if abs(sizes[nearest] - parameters) <= SIZE_TOLERANCE * parameters:
+    if same_size(sizes[nearest], parameters):
         return float(ordered[column].iloc[nearest])
     return float(np.interp(np.log(parameters), np.log(sizes), ordered[column], left=np.nan, right=np.nan))
 
@@ -143,13 +152,14 @@ def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[
     """The verdict on a claim about the mean of every task: "supported", "refuted" or "undecided".
 
     kind "equal": supported if every mean lies within +-threshold by two one-sided tests (TOST: its 90 % interval does);
-    refuted if, failing that, any Holm-adjusted 95 % interval excludes zero. kind "above" ("below"): supported if every
-    Holm-adjusted interval lies above (below) the threshold, refuted if any lies wholly on the other side. Returns one row
-    per task besides: estimate, low, high (the Holm-adjusted interval), p, seeds and the task's own verdict.
+    refuted if, failing that, any Holm-adjusted 95 % interval excludes zero, even of a task that lies within the margin (a
+    note says so). kind "above" ("below"): supported if every Holm-adjusted interval lies above (below) the threshold,
+    refuted if any lies wholly on the other side. Returns one row per task besides: estimate, low, high (the Holm-adjusted
+    interval), p, seeds, the task's own verdict and the note.
     """
     null = 0.0 if kind == "equal" else threshold
     levels = holm_levels({task: estimate.p(null) for task, estimate in estimates.items()})
-    rows = []
+    rows, fine, against = [], [], []
     for task, one in estimates.items():
         low, high = one.interval(levels[task])
         if kind == "equal":
@@ -159,11 +169,11 @@ def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[
             yes, no = (low > null, high < null) if kind == "above" else (high < null, low > null)
         verdict = "supported" if yes else "refuted" if no else "undecided"
         differs = "differs, within the margin" if kind == "equal" and yes and no else ""
+        fine.append(yes)
+        against.append(no)
         rows.append({"task": task, "estimate": one.mean, "low": low, "high": high, "p": one.p(null), "seeds": one.seeds,
                      "verdict": verdict, "note": differs})
-    verdicts = [row["verdict"] for row in rows]
-    whole = "refuted" if "refuted" in verdicts else "supported" if set(verdicts) == {"supported"} else "undecided"
-    return whole, pd.DataFrame(rows)
+    return "supported" if all(fine) else "refuted" if any(against) else "undecided", pd.DataFrame(rows)
 
 
 def seeds_to_decide(values: pd.DataFrame, kind: str, threshold: float, most: int = 1000) -> int | None:
@@ -187,6 +197,8 @@ def sign_flip_p(values: np.ndarray) -> float:
     no support for equality.
     """
     values = np.asarray(values, dtype=float)
+    if len(values) > 20:
+        return math.nan  # a million sign patterns are enough
     signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
     means = np.abs(signs @ values)
     return float((means >= np.abs(values.sum()) * (1 - 1e-12)).mean())

@@ -1,16 +1,20 @@
 """Tasks: what a head predicts, its loss, its metrics and which way is better. The one place to add a task.
 
-All dense tasks share one convention: B images of H x W pixels, outputs of shape (B, channels, h, w) with h <= H.
+Every head gives B maps (B, channels, h, w) for images of H x W pixels, with h <= H. What the target is, and what happens
+to it when the picture is scaled, cropped or mirrored, is the task's `geometry`:
 
-=============  =================  ===================================
-task           target             invalid pixels
-=============  =================  ===================================
-segmentation   (B, H, W) integer  255
-depth          (B, 1, H, W) m     <= 3e-5
-normals        (B, 3, H, W) unit  the zero vector
-=============  =================  ===================================
+===============  ====================  =================  ==============================================================
+geometry         target                invalid            when the picture is enlarged by s, or mirrored
+===============  ====================  =================  ==============================================================
+"labels"         (B, H, W) integer     255                moves with the pixels
+"depth"          (B, 1, H, W) metres   <= 3e-5            moves; divided by s, where the profile says so
+"inverse depth"  (B, 1, H, W)          <= 3e-5            moves; multiplied by s, where the profile says so
+"normals"        (B, 3, H, W) unit     the zero vector    moves; x is negated by a mirror
+"image"          (B,) integer          -                  stays: it is about the image as a whole
+===============  ====================  =================  ==============================================================
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,17 +30,33 @@ MIN_DEPTH = 3e-5  # metres; what NYUv2's loaders treat as "no reading"
 class Task:
     """One task of a multi-task network.
 
-    loss(output, target) takes tensors of equal height and width and returns the mean over valid pixels (a scalar; 0
-    where no pixel is valid). meter() makes an accumulator with update(output, target) and compute() -> {metric: float}.
+    loss(output, target) takes tensors of equal height and width (but for "image") and returns the mean over valid pixels
+    (a scalar; 0 where no pixel is valid). meter() makes an accumulator with update(output, target) and compute() ->
+    {metric: float}.
     """
 
     name: str
     channels: int
+    geometry: str
     loss: Callable[[Tensor, Tensor], Tensor]
     meter: Callable[[], "Meter"]
     prior: Callable[[Tensor], Tensor]  # targets (N, ...) to the one output (1, C, H, W) that fits them best on the whole
     endpoint: str  # the metric that stands for the task where one number is wanted
+    shown: str  # the metric that figures show, as the paper's do
     higher_is_better: frozenset[str]  # metrics not named here are errors: lower is better
+
+    def target_at(self, target: Tensor, size: tuple[int, int], centred: bool = False) -> Tensor:
+        """The target at (h, w) = size: see `resize_target`."""
+        return target if self.geometry == "image" else resize_target(target, size, centred)
+
+    def output_at(self, output: Tensor, size: tuple[int, int]) -> Tensor:
+        """The head's output at the image's size: see `resize_output`."""
+        return output if self.geometry == "image" else resize_output(output, size)
+
+    def unscaled(self, output: Tensor, scale: float) -> Tensor:
+        """The output for an image that was made `scale` times as large, for the image as it was."""
+        factor = {"depth": scale, "inverse depth": 1 / scale}.get(self.geometry, 1.0)
+        return output if factor == 1.0 else output * factor
 
 
 class Meter:
@@ -133,32 +153,59 @@ class NormalMeter(Meter):
     def compute(self) -> dict[str, float]:
         angles = torch.cat(self.angles)
         angles = angles[angles != -1]
+        if not len(angles):
+            return dict.fromkeys(("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30"), math.nan)
         shares = {f"within_{limit}": (angles < limit).double().mean().item() for limit in (11.25, 22.5, 30)}
         # kthvalue selects without sorting; torch.quantile refuses more than 16 million values.
         middle = [angles.kthvalue(k).values.item() for k in ((len(angles) + 1) // 2, len(angles) // 2 + 1)]
         return {"mean_angle": angles.mean(dtype=torch.double).item(), "median_angle": sum(middle) / 2, **shares}
 
 
-def segmentation(classes: int) -> Task:
+class AccuracyMeter(Meter):
+    """The share of images whose most probable class is right."""
+
+    def __init__(self):
+        self.sums: Tensor | int = 0
+
+    def update(self, output: Tensor, target: Tensor) -> None:
+        right = output.mean((2, 3)).max(1).indices == target
+        self.sums = self.sums + torch.stack([right.sum(), torch.ones_like(right).sum()])
+
+    def compute(self) -> dict[str, float]:
+        right, images = self.sums.tolist()
+        return {"accuracy": right / images}
+
+
+def classification(name: str, classes: int) -> Task:
+    """One class per image, from the head's output averaged over the image; several such tasks go by their names."""
     return Task(
-        "segmentation", classes, cross_entropy, lambda: SegmentationMeter(classes),
-        prior=lambda target: torch.stack([(target == c).sum(0) for c in range(classes)]).float().unsqueeze(0),
-        endpoint="miou", higher_is_better=frozenset({"pixel_accuracy", "miou"}),
+        name, classes, "image", loss=lambda output, target: F.cross_entropy(output.mean((2, 3)), target.long()),
+        meter=AccuracyMeter, prior=lambda target: torch.bincount(target.long(), minlength=classes).float().view(1, -1, 1, 1),
+        endpoint="accuracy", shown="accuracy", higher_is_better=frozenset({"accuracy"}),
     )
 
 
-def depth() -> Task:
+def segmentation(classes: int) -> Task:
     return Task(
-        "depth", 1, depth_l1, DepthMeter,
+        "segmentation", classes, "labels", cross_entropy, lambda: SegmentationMeter(classes),
+        prior=lambda target: torch.stack([(target == c).sum(0) for c in range(classes)]).float().unsqueeze(0),
+        endpoint="miou", shown="pixel_accuracy", higher_is_better=frozenset({"pixel_accuracy", "miou"}),
+    )
+
+
+def depth(inverse: bool = False) -> Task:
+    """Depth in metres, or the inverse (disparity) that Cityscapes has."""
+    return Task(
+        "depth", 1, "inverse depth" if inverse else "depth", depth_l1, DepthMeter,
         prior=lambda target: torch.where(target > MIN_DEPTH, target, torch.nan).nanmedian(0, keepdim=True).values,
-        endpoint="relative_error", higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
+        endpoint="relative_error", shown="relative_error", higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
     )
 
 
 def normals() -> Task:
     return Task(
-        "normals", 3, normal_cosine, NormalMeter, prior=lambda target: target.sum(0, keepdim=True),
-        endpoint="mean_angle", higher_is_better=frozenset({"within_11.25", "within_22.5", "within_30"}),
+        "normals", 3, "normals", normal_cosine, NormalMeter, prior=lambda target: target.sum(0, keepdim=True),
+        endpoint="mean_angle", shown="mean_angle", higher_is_better=frozenset({"within_11.25", "within_22.5", "within_30"}),
     )
 
 
@@ -187,7 +234,7 @@ def resize_output(output: Tensor, size: tuple[int, int]) -> Tensor:
 def task_losses(tasks: dict[str, Task], outputs: dict[str, Tensor], targets: dict[str, Tensor]) -> dict[str, Tensor]:
     """One scalar loss per task, at the network's output resolution, as the paper computes it."""
     return {
-        name: task.loss(outputs[name], resize_target(targets[name], outputs[name].shape[-2:]))
+        name: task.loss(outputs[name], task.target_at(targets[name], outputs[name].shape[-2:]))
         for name, task in tasks.items()
     }
 

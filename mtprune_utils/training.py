@@ -16,7 +16,7 @@ from mtprune_utils.gradients import TaskGradients, backward, task_backward
 from mtprune_utils.models import MultiTaskNet, complexity, count_parameters
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import Pruner, removal_plan, select_filters
-from mtprune_utils.tasks import Task, resize_output, resize_target, task_losses
+from mtprune_utils.tasks import Task, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 STATISTICS_IMAGES = 96
@@ -42,7 +42,7 @@ class Trainer:
     ):
         # Channels-last convolutions train a quarter faster on the CPU, and feed the tensor cores of a GPU.
         self.model = model.to(memory_format=torch.channels_last)
-        self.tasks, self.profile = dataset.tasks, profile
+        self.tasks, self.mirror, self.profile = dataset.tasks, dataset.mirror, profile
         self.optimizer = OPTIMIZERS[settings.optimizer](
             model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
         )
@@ -61,8 +61,8 @@ class Trainer:
         """One forward pass, one optimizer step; `scores` are updated in between from the gradients they need."""
         profile = self.profile
         images, targets = augment(
-            next(self.batches), profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
-            self.generator,
+            next(self.batches), self.tasks, profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
+            self.generator, self.mirror,
         )
         self.optimizer.zero_grad()
         losses = task_losses(self.tasks, self.model(images.to(memory_format=torch.channels_last)), targets)
@@ -98,13 +98,13 @@ def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
     return {**complexity(architecture, (profile.crop, profile.crop)), "widths": " ".join(map(str, architecture.widths))}
 
 
-def evaluation_batches(split: Split, profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def evaluation_batches(split: Split, tasks: dict[str, Task], profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour)."""
     size = (profile.crop, profile.crop)
     for batch in split.batches(profile.batch_size):
         images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
-        targets = {name: resize_target(target, size, centred=True) for name, target in batch.targets.items()}
-        targets = {name: target if name == "segmentation" else target.float() for name, target in targets.items()}
+        targets = {name: task.target_at(batch.targets[name], size, centred=True) for name, task in tasks.items()}
+        targets = {name: target.float() if target.is_floating_point() else target for name, target in targets.items()}
         yield images.to(memory_format=torch.channels_last), targets
 
 
@@ -120,14 +120,12 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
     model.eval()
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
-    for images, targets in evaluation_batches(split, profile):
-        outputs = model(images)
-        if "depth" in outputs:
-            outputs["depth"] = outputs["depth"] * scale
+    for images, targets in evaluation_batches(split, tasks, profile):
+        outputs = {name: tasks[name].unscaled(output, scale) for name, output in model(images).items()}
         for name, loss in task_losses(tasks, outputs, targets).items():
             loss_sums[name] = loss_sums[name] + loss * len(images)
         for name, meter in meters.items():
-            meter.update(resize_output(outputs[name], images.shape[-2:]), targets[name])
+            meter.update(tasks[name].output_at(outputs[name], images.shape[-2:]), targets[name])
     model.train(was_training)
     return {
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
@@ -149,7 +147,7 @@ def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile
             module.reset_running_stats()
             module.momentum = None  # a plain mean over batches
     with torch.no_grad():
-        for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], profile):
+        for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], {}, profile):
             fresh.backbone(images)
     return evaluate(fresh, split, dataset.tasks, profile)
 
@@ -158,17 +156,19 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
     """Test metrics of predictors that do not look at the image: a network has to beat them to have learnt anything.
 
     "constant" predicts the training images' most frequent class, median depth and mean normal; "position prior" the
-    same for each pixel position.
+    same for each pixel position (and for the image as a whole, where that is what a task is about).
     """
-    parts = [targets for _, targets in evaluation_batches(dataset.train, profile)]
+    parts = [targets for _, targets in evaluation_batches(dataset.train, dataset.tasks, profile)]
     scores: dict[str, dict[str, float]] = {"constant": {}, "position prior": {}}
     for task in dataset.tasks.values():
         target = torch.cat([part[task.name] for part in parts])
-        pixels = target.movedim((-2, -1), (0, 1)).flatten(0, 2)[..., None, None]  # every pixel an image of its own
-        position = task.prior(target)
-        for name, output in (("constant", task.prior(pixels).expand_as(position)), ("position prior", position)):
+        position = constant = task.prior(target)
+        if task.geometry != "image":
+            pixels = target.movedim((-2, -1), (0, 1)).flatten(0, 2)[..., None, None]  # every pixel an image of its own
+            constant = task.prior(pixels).expand_as(position)
+        for name, output in (("constant", constant), ("position prior", position)):
             meter = task.meter()
-            for images, targets in evaluation_batches(dataset.test, profile):
+            for images, targets in evaluation_batches(dataset.test, dataset.tasks, profile):
                 meter.update(output.expand(len(images), -1, -1, -1), targets[task.name])
             scores[name] |= {f"{task.name}.{metric}": value for metric, value in meter.compute().items()}
     return scores
@@ -255,10 +255,11 @@ def prune_iteratively(
             metrics = measure(model)
         filters = model.architecture.filters
         count = filters - next((left for left in plan if left < filters), filters)  # 0 at the floor
-        chosen = select_filters(scores.mean(), count, settings.floor)
+        means = scores.mean()  # once: random scores are drawn anew at every call
+        chosen = select_filters(means, count, settings.floor)
         next_landing = min(targets, default=None)
         if next_landing is not None and _parameters_without(model, chosen) <= targets[next_landing]:
-            chosen = _nearest_to(targets.pop(next_landing), model, scores.mean(), count, settings.floor)
+            chosen = _nearest_to(targets.pop(next_landing), model, means, count, settings.floor)
         else:
             next_landing = None
         similarities, dead = cosine.mean(), dead_filters(model.layers)

@@ -262,9 +262,9 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
     assert "7 jobs to do, 0 finished earlier" in output
     assert re.search(r"\[1/7\] dense seed 0 multitask  done in \d+ s   \(elapsed", output)
     assert re.search(r"\[\d/7\] retrain taylor seed 0 rank 0 scratch  done in", output)
-    assert "figures/smoke/fig1_iterative_pruning.png" in output and str(repository) not in output
+    assert "figures/smoke-custom/fig1_iterative_pruning.png" in output and str(repository) not in output
     for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_claims"):
-        suffixes = {file.suffix for file in repository.glob(f"figures/smoke/{figure}.*")}
+        suffixes = {file.suffix for file in repository.glob(f"figures/smoke-custom/{figure}.*")}
         assert suffixes == {".png", ".pdf", ".csv", ".json"}
         assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")

@@ -18,10 +18,10 @@ def batch(tmp_path_factory):
     """The folder of figures, and a function that runs the batch again."""
     place = tmp_path_factory.mktemp("batch")
 
-    def run():
+    def run(*more):
         command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke"]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
-        return subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, timeout=900)
+        return subprocess.run([*command, *folders, *more], cwd=ROOT, capture_output=True, text=True, timeout=900)
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
@@ -93,7 +93,7 @@ def test_every_claim_has_a_verdict_for_the_whole_and_for_each_task(batch):
 def test_nothing_is_done_twice(batch):
     place, run = batch
     marks = {path: path.stat().st_mtime_ns for path in place.rglob("done.json")}
-    assert len(marks) == 35
+    assert len(marks) == 37
     again = run()
     assert again.returncode == 0
     assert {path: path.stat().st_mtime_ns for path in place.rglob("done.json")} == marks
@@ -102,6 +102,8 @@ def test_nothing_is_done_twice(batch):
 def test_a_batch_goes_on_from_the_tables_alone(batch):
     place, run = batch
     (place / "runs").rename(place / "gone")
-    again = run()
-    assert again.returncode == 0 and "35 finished runs are known" in again.stdout, again.stdout
+    timings = (place / "figures" / "smoke" / "timings.csv").read_text()
+    again = run("--restore")
+    assert again.returncode == 0 and "37 finished runs laid out" in again.stdout, again.stdout
     assert not re.search(r"\] (dense|tune|prune|retrain) .* started", again.stdout), "no training"
+    assert len((place / "figures" / "smoke" / "timings.csv").read_text().splitlines()) == len(timings.splitlines())

@@ -90,7 +90,7 @@ def test_the_grid_lists_every_run_once_and_upstream_first():
 
 
 def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch):
-    for name in {name for names in runs.STAGE_MODULES.values() for name in names}:
+    for name in {name for names in runs.STAGE_MODULES.values() for name in names} | {"data/rooms.py"}:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text((runs.PACKAGE / name).read_text())
     monkeypatch.setattr(runs, "PACKAGE", tmp_path)
@@ -113,7 +113,7 @@ def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(runs, "PACKAGE", package)
-    monkeypatch.setattr(runs, "code_digest", lambda stage: "")
+    monkeypatch.setattr(runs, "code_digest", lambda stage, data: "")
     clean = runs.provenance("dense")
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     module.write_text("A = 2\n")

@@ -27,16 +27,16 @@ def experiment(folder, **more) -> Experiment:
 def tuned(tmp_path_factory):
     """An experiment in which one search for pruning and one for re-training have been run."""
     base = experiment(tmp_path_factory.mktemp("tuned"))
-    for arm in ("prune", "retrain"):
+    for arm in ("prune", "retrain", "finetune"):
         stages.execute(base.tune(arm, "taylor", 0), quiet)
     return base
 
 
 def test_a_search_writes_its_history_and_its_best(tuned):
-    for arm in ("prune", "retrain"):
+    for arm in ("prune", "retrain", "finetune"):
         run = tuned.tune(arm, "taylor", 0)
         rows, best = read_table(run.path("trials.csv")), read_json(run.path("best.json"))
-        own = getattr(tuned.profile, arm)
+        own = stages.settings_of(run)
         assert len(rows) == 3 and float(rows[0]["lr"]) == own.lr and float(rows[0]["weight_decay"]) == own.weight_decay
         losses = [float(row["loss"]) for row in rows if row["state"] == "complete"]
         assert best["loss"] == min(losses)
@@ -106,7 +106,11 @@ def test_runs_take_the_settings_that_were_found_best(tuned):
     assert (settings.lr, settings.weight_decay) == (best["lr"], best["weight_decay"])
     assert replace(settings, lr=0.1, weight_decay=0.1) == replace(tuned.profile.prune, lr=0.1, weight_decay=0.1)
     scratch, finetune = (tuned.retrain("taylor", 0, 0, arm) for arm in ("scratch", "finetune"))
-    assert scratch.tuning == tuned.tune("retrain", "taylor", 0) and finetune.tuning == tuned.tune("prune", "taylor", 0)
+    assert scratch.tuning == tuned.tune("retrain", "taylor", 0) and finetune.tuning == tuned.tune("finetune", "taylor", 0)
+    uniform = tuned.retrain("uniform", 0, 0)
+    assert uniform.source is None and uniform.tuning == tuned.tune("retrain", "uniform", 0)
+    with pytest.raises(ValueError, match="unknown arm 'prune'"):
+        tuned.tune("prune", "uniform", 0)
     assert experiment("x", **{"tuning.trials": 0}).prune("taylor", 0).tuning is None
 
 

@@ -112,6 +112,7 @@ NARROW = np.array([-0.01, 0.0, 0.01, 0.0])
     ("equal", 0.1, {"a": NARROW, "b": NARROW + 0.02}, "supported"),  # b differs, but within the margin
     ("equal", 0.1, {"a": NARROW, "b": NARROW + 0.2}, "refuted"),
     ("equal", 0.1, {"a": NARROW, "b": NARROW * 30}, "undecided"),
+    ("equal", 0.1, {"a": NARROW + 0.02, "b": NARROW * 30}, "refuted"),  # a differs, and b is not known to be equal
     ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW + 0.2}, "supported"),
     ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW}, "undecided"),
     ("above", 0.0, {"a": NARROW + 0.1, "b": NARROW - 0.1}, "refuted"),

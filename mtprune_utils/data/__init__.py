@@ -1,12 +1,14 @@
-"""Data sets. Each is one file with `TASKS`, `load(root) -> Source` and `digest(root)`, entered below.
+"""Data sets. Each is one file here with `tasks(root)`, `load(root) -> Source` and `digest(root)`, and goes by its name.
 
 All samples have the same form, whatever the source: image uint8 RGB; segmentation uint8, 255 = ignore; depth float32
-metres, 0 = invalid; normals float16 unit vectors (x right, y up, z towards the camera), 0 = invalid.
+metres, 0 = invalid; normals float16 unit vectors (x right, y up, z towards the camera), 0 = invalid; classes of whole
+images uint8. (Files that begin with an underscore are no data sets.)
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -15,29 +17,53 @@ from torch import Tensor
 from mtprune_utils.tasks import IGNORE, Task
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
-DATASETS = {"rooms": "mtprune_utils.data.rooms"}
+DATASETS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
 
 
 @dataclass(frozen=True)
 class Split:
-    """Decoded images and targets in memory, on one device: image (N, 3, H, W), and one target per task."""
+    """Decoded images and targets: image (N, 3, H, W), and one target per task.
+
+    They lie in the memory of the device that computes, or, where that is too small, in (mapped) main memory, from which
+    batches are brought to `device` by workers that gather the next ones meanwhile.
+    """
 
     image: Tensor
     targets: dict[str, Tensor]
+    device: torch.device | None = None  # where batches go, if they have to be brought there
 
     def __len__(self) -> int:
         return len(self.image)
 
     def __getitem__(self, index) -> "Split":
-        return Split(self.image[index], {task: target[index] for task, target in self.targets.items()})
+        return Split(self.image[index], {task: target[index] for task, target in self.targets.items()}, self.device)
 
     def to(self, device: torch.device | str) -> "Split":
         return Split(self.image.to(device), {task: target.to(device) for task, target in self.targets.items()})
 
+    def pin_memory(self) -> "Split":
+        pinned = {task: target.pin_memory() for task, target in self.targets.items()}
+        return Split(self.image.pin_memory(), pinned, self.device)
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in (self.image, *self.targets.values()))
+
     def batches(self, size: int) -> Iterator["Split"]:
         """Consecutive batches over the whole split, for evaluation."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
+        return self.gather([slice(start, start + size) for start in range(0, len(self), size)])
+
+    def gather(self, indices: list[slice] | list[Tensor]) -> Iterator["Split"]:
+        """One batch for each slice or tensor of indices, on the device that computes."""
+        if self.device is None:
+            for index in indices:
+                yield self[index if isinstance(index, slice) else index.to(self.image.device)]
+        else:
+            loader = torch.utils.data.DataLoader(
+                self, batch_size=None, sampler=indices, num_workers=2, pin_memory=self.device.type == "cuda"
+            )
+            for batch in loader:
+                yield batch.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -51,13 +77,23 @@ class Dataset:
     validation: Split
     test: Split
     digest: str
+    mirror: bool = True  # whether a mirrored image is one of its kind
 
     def to(self, device: torch.device | str) -> "Dataset":
+        """On the device if it takes no more than half of its free memory, else in main memory and batch by batch."""
+        device = torch.device(device)
+        size = sum(getattr(self, name).bytes for name in ("train", "validation", "test"))
+        if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
+            return self.streamed(device)
         return self._map(lambda split: split.to(device))
+
+    def streamed(self, device: torch.device | str) -> "Dataset":
+        """Left where it is, its batches brought to the device by a DataLoader."""
+        return self._map(lambda split: replace(split, device=torch.device(device)))
 
     def only(self, task: str) -> "Dataset":
         """The same images with one task: what a single-task network is trained on."""
-        single = self._map(lambda split: Split(split.image, {task: split.targets[task]}))
+        single = self._map(lambda split: replace(split, targets={task: split.targets[task]}))
         return replace(single, tasks={task: self.tasks[task]})
 
     def _map(self, change: Callable[[Split], Split]) -> "Dataset":
@@ -69,15 +105,15 @@ def data_digest(name: str, root: str = "") -> str:
     return _module(name).digest(root)
 
 
-def data_tasks(name: str) -> dict[str, Task]:
-    """The tasks of a data set, without loading it. Raises ValueError for an unknown name."""
-    return _module(name).TASKS
+def data_tasks(name: str, root: str = "") -> dict[str, Task]:
+    """The tasks of a data set, without loading it. Raises ValueError for an unknown name, FileNotFoundError without data."""
+    return _module(name).tasks(root)
 
 
 def _module(name: str):
     if name not in DATASETS:
         raise ValueError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
-    return import_module(DATASETS[name])
+    return import_module(f"mtprune_utils.data.{name}")
 
 
 def load_dataset(
@@ -86,14 +122,15 @@ def load_dataset(
 ) -> Dataset:
     """Load a data set, hold out the last `validation_share` of its training images, and keep the first so many.
 
-    Raises ValueError for an unknown name or more images than there are, FileNotFoundError where data is missing.
+    Raises ValueError for an unknown name, broken data or more images than there are, FileNotFoundError where data is
+    missing.
     """
     source = _module(name).load(root)
     train, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
     held_out = max(1, round(validation_share * len(train)))
     return Dataset(
-        name, data_tasks(name), source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
-        data_digest(name, root),
+        name, data_tasks(name, root), source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
+        data_digest(name, root), source.mirror,
     )
 
 
@@ -104,6 +141,7 @@ class Source:
     classes: tuple[str, ...]
     train: Split
     test: Split
+    mirror: bool = True
 
 
 def _first(split: Split, count: int | None, kind: str) -> Split:
@@ -124,44 +162,50 @@ def random_batches(split: Split, size: int, generator: torch.Generator) -> Itera
         raise ValueError(f"a batch of {size} needs at least as many training images, and there are {len(split)}")
     while True:
         order = torch.randperm(len(split), generator=generator)
-        for start in range(0, len(split) - size + 1, size):
-            yield split[order[start : start + size].to(split.image.device)]
+        yield from split.gather([order[start : start + size] for start in range(0, len(split) - size + 1, size)])
 
 
 def augment(
-    batch: Split, image_height: int, crop: int, scale: tuple[float, float], depth_follows_scale: bool,
-    generator: torch.Generator,
+    batch: Split, tasks: dict[str, Task], image_height: int, crop: int, scale: tuple[float, float],
+    depth_follows_scale: bool, generator: torch.Generator, mirror: bool = True,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Random scale (of images `image_height` high), crop and mirror of a batch, in one resampling, targets alike.
 
     Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour; what falls outside the image has
     the mean colour and is invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if
     `depth_follows_scale` (as if the camera had come nearer; Liu et al., CVPR 2019), else leaves it, as the paper's code.
+    mirror: whether a mirrored image is one of the data set's kind.
+
+    (torchvision's transforms would do this image by image, on the CPU; here a batch is resampled at once where it lies.)
     """
     count, _, height, width = batch.image.shape
     device = batch.image.device
     draw = torch.rand(4, count, generator=generator).to(device)
     factor = scale[0] + (scale[1] - scale[0]) * draw[0]
-    mirror = (draw[1] < 0.5).float() * 2 - 1  # -1: mirrored
+    side = (draw[1] < 0.5).float() * 2 - 1 if mirror else torch.ones_like(factor)  # -1: mirrored
     # affine_grid's coordinates run from -1 to 1 over the image, of which the crop covers so much:
     extent_y = crop / (factor * image_height)
     extent_x = extent_y * height / width
     centre_x, centre_y = ((2 * u - 1) * (1 - e).clamp(min=0) for u, e in ((draw[2], extent_x), (draw[3], extent_y)))
     zero = torch.zeros_like(factor)
-    rows = [torch.stack([mirror * extent_x, zero, centre_x], 1), torch.stack([zero, extent_y, centre_y], 1)]
+    rows = [torch.stack([side * extent_x, zero, centre_x], 1), torch.stack([zero, extent_y, centre_y], 1)]
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, crop, crop], align_corners=False)
 
     images = F.grid_sample(image_to_float(batch.image), grid, mode="bilinear", align_corners=False)
     targets = {}
-    for task, target in batch.targets.items():
+    for name, target in batch.targets.items():
+        geometry = tasks[name].geometry
+        if geometry == "image":
+            targets[name] = target
+            continue
         # Zero is what grid_sample puts outside, and what depth and normals call invalid; shift labels so that it serves.
-        planes = (target.float() - IGNORE).unsqueeze(1) if task == "segmentation" else target.float()
+        planes = (target.float() - IGNORE).unsqueeze(1) if geometry == "labels" else target.float()
         sampled = F.grid_sample(planes, grid, mode="nearest", align_corners=False)
-        if task == "segmentation":
+        if geometry == "labels":
             sampled = (sampled.squeeze(1) + IGNORE).round().long()
-        elif task == "normals":
-            sampled = torch.cat([sampled[:, :1] * mirror.view(-1, 1, 1, 1), sampled[:, 1:]], 1)
-        elif task == "depth" and depth_follows_scale:
-            sampled = sampled / factor.view(-1, 1, 1, 1)
-        targets[task] = sampled
+        elif geometry == "normals":
+            sampled = torch.cat([sampled[:, :1] * side.view(-1, 1, 1, 1), sampled[:, 1:]], 1)
+        elif depth_follows_scale:
+            sampled = sampled / (factor if geometry == "depth" else 1 / factor).view(-1, 1, 1, 1)
+        targets[name] = sampled
     return images, targets

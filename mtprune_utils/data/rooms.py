@@ -6,25 +6,26 @@ a machine that only trains needs neither a Parquet nor an image library.
 
 import hashlib
 import io
-import os
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
-from mtprune_utils import tasks
-from mtprune_utils.data import Source, Split
+from mtprune_utils import tasks as task_set
+from mtprune_utils.data import Source, Split, _reading
+from mtprune_utils.tasks import Task
 
 FOLDER = Path(__file__).parent / "rooms_v1"
 CLASSES = (
     "wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
     "lamp", "picture", "curtain", "rug", "plant", "clutter",
 )
-TASKS = {task.name: task for task in (tasks.segmentation(len(CLASSES)), tasks.depth(), tasks.normals())}
-CACHE_FORMAT = 1  # count up when `_decode` changes
 ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
+
+
+def tasks(root: str = "") -> dict[str, Task]:
+    return {task.name: task for task in (task_set.segmentation(len(CLASSES)), task_set.depth(), task_set.normals())}
 
 
 def load(root: str = "") -> Source:
@@ -55,17 +56,8 @@ def _files(root: str) -> list[Path]:
 
 
 def _decoded(file: Path) -> Split:
-    """The decoded split, from the cache if this very file was decoded before."""
-    folder = Path(os.environ.get("MTPRUNE_CACHE", Path.home() / ".cache" / "mtprune"))
-    content = _file_digest(file, file.stat().st_mtime_ns)
-    cache = folder / f"rooms-{CACHE_FORMAT}-{content[:16]}.safetensors"
-    if not cache.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
-        save_file(_decode(file), fresh)
-        fresh.replace(cache)
-    tensors = load_file(cache)
-    return Split(tensors.pop("image"), tensors)
+    content = _file_digest(file, file.stat().st_mtime_ns)[:16]
+    return _reading.decoded("rooms", content, lambda: _decode(file))
 
 
 def _decode(file: Path) -> dict[str, torch.Tensor]:
@@ -90,7 +82,7 @@ def _decode(file: Path) -> dict[str, torch.Tensor]:
 
 
 def decode(files: dict[str, bytes]) -> dict[str, np.ndarray]:
-    """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `render_rooms.encode`."""
+    """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `_render_rooms.encode`."""
     from PIL import Image
 
     arrays = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in files.items()}

@@ -6,7 +6,7 @@ centre into the same scene, so they agree exactly.  World: x, y along the floor,
 Camera: x right, y up, z towards the camera; depth is -z (planar, as in NYUv2), and a wall that faces
 the camera has the normal (0, 0, 1).  Mirroring an image horizontally negates a normal's x.
 
-    python -m mtprune_utils.data.render_rooms --out DIR --workers 2
+    python -m mtprune_utils.data._render_rooms --out DIR --workers 2
 """
 
 import argparse
@@ -20,7 +20,7 @@ import time
 
 import numpy as np
 
-from mtprune_utils.data.furnish_rooms import Room, furnish
+from mtprune_utils.data._furnish_rooms import Room, furnish
 from mtprune_utils.data.rooms import CLASSES, decode
 from mtprune_utils.tasks import IGNORE
 

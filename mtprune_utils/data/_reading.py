@@ -1,0 +1,147 @@
+"""What the loaders of real data share: samples checked and decoded once into a memory-mapped cache, and file hashes.
+
+A run starts from the cache, so no sample is decoded twice, and a machine that only trains needs no image library. Every
+sample is looked at before any training starts; what is wrong with it is one line that names its file.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from mtprune_utils.data import Split
+from mtprune_utils.tasks import IGNORE, MIN_DEPTH
+
+CACHE_FORMAT = 1  # count up when the decoded form changes
+Sample = dict[str, np.ndarray]  # image (H, W, 3) uint8, and one target per task
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("MTPRUNE_CACHE", Path.home() / ".cache" / "mtprune"))
+
+
+def files_digest(root: Path, files: Iterable[Path]) -> str:
+    """A hash of the files' contents and of their paths under root. Computed once while size and time stay the same."""
+    files = sorted(files)
+    listing = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    known = cache_folder() / "digests" / hashlib.sha256(listing.encode()).hexdigest()[:32]
+    if known.exists():
+        return known.read_text()
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(str(file.relative_to(root)).encode())
+        with file.open("rb") as content:
+            digest.update(hashlib.file_digest(content, "sha256").digest())
+    known.parent.mkdir(parents=True, exist_ok=True)
+    fresh = known.with_suffix(f".{os.getpid()}")
+    fresh.write_text(digest.hexdigest()[:16])
+    fresh.replace(known)
+    return known.read_text()
+
+
+def decoded(name: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
+    """The split that `decode` makes, {"image": ..., task: ...}, from the cache if it was decoded before."""
+    cache = cache_folder() / f"{name}-{CACHE_FORMAT}-{digest}.safetensors"
+    if not cache.exists():
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
+        save_file(decode(), fresh)
+        fresh.replace(cache)
+    tensors = load_file(cache)
+    return Split(tensors.pop("image"), tensors)
+
+
+def stacked(samples: Iterator[Sample], count: int, what: str) -> dict[str, torch.Tensor]:
+    """`count` samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one."""
+    if not count:
+        raise ValueError(f"{what}: the split is empty, expected at least one sample")
+    tensors: dict[str, torch.Tensor] = {}
+    for i, sample in enumerate(samples):
+        for name, array in sample.items():
+            planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
+            if name not in tensors:
+                tensors[name] = torch.empty((count, *planes.shape), dtype=planes.dtype)
+            tensors[name][i] = planes
+    return tensors
+
+
+def in_order(read: Callable[[int], Sample], count: int) -> Iterator[Sample]:
+    """read(0), read(1), ... on a few threads (decoders and file reads let go of the interpreter), a few ahead."""
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, count, 64):
+            yield from pool.map(read, range(start, min(start + 64, count)))
+
+
+# --- one modality of one sample ---
+
+def read_array(file: Path, what: str) -> np.ndarray:
+    """A .npy file. Raises FileNotFoundError or ValueError in one line."""
+    return _read(file, what, lambda: np.load(file, allow_pickle=False))
+
+
+def read_image(file: Path, what: str) -> np.ndarray:
+    """A picture file, as it is stored."""
+    from PIL import Image  # only to decode
+
+    return _read(file, what, lambda: np.asarray(Image.open(file)))
+
+
+def _read(file: Path, what: str, read: Callable[[], np.ndarray]) -> np.ndarray:
+    if not file.exists():
+        raise FileNotFoundError(f"{file} is missing: expected {what}")
+    try:
+        return read()
+    except Exception as error:  # whatever a decoder says of broken bytes
+        raise ValueError(f"{file} cannot be read ({error}): expected {what}; fetch it again") from error
+
+
+def checked_image(image: np.ndarray, file: Path) -> np.ndarray:
+    """(H, W, 3) uint8, from that or from floats in 0..1."""
+    if image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f"{file} has shape {image.shape}: expected an RGB image (H, W, 3)")
+    if image.dtype == np.uint8:
+        return image
+    if not (np.issubdtype(image.dtype, np.floating) and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+        raise ValueError(f"{file}: expected RGB as uint8, or as floats from 0 to 1")
+    return np.round(image * 255).astype(np.uint8)
+
+
+def checked_labels(labels: np.ndarray, classes: int, size: tuple[int, int], file: Path) -> np.ndarray:
+    """(H, W) uint8, with what is unlabelled (255 or -1) as 255."""
+    _check_size(labels, size, file)
+    whole = labels.astype(np.int64)
+    if not np.array_equal(whole, labels):
+        raise ValueError(f"{file} has labels that are no whole numbers: expected 0 to {classes - 1}, 255 or -1")
+    unknown = (whole == -1) | (whole == IGNORE)
+    if whole[~unknown].size and not 0 <= whole[~unknown].min() <= whole[~unknown].max() < classes:
+        wrong = next(value for value in np.unique(whole[~unknown]) if not 0 <= value < classes)
+        raise ValueError(f"{file} has label {wrong}: expected 0 to {classes - 1}, 255 or -1")
+    return np.where(unknown, IGNORE, whole).astype(np.uint8)
+
+
+def checked_depth(depth: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
+    """(H, W, 1) float32, with what has no reading (0, not finite) as 0."""
+    depth = depth.reshape(depth.shape[:2]) if depth.ndim == 3 and depth.shape[2] == 1 else depth
+    _check_size(depth, size, file)
+    return np.where(np.isfinite(depth) & (depth > MIN_DEPTH), depth, 0).astype(np.float32)[..., None]
+
+
+def checked_normals(normals: np.ndarray, size: tuple[int, int], file: Path) -> np.ndarray:
+    """(H, W, 3) float16 unit vectors; invalid are vectors far from unit length, as white and grey pixels of PNGs become."""
+    if normals.ndim != 3 or normals.shape[2] != 3:
+        raise ValueError(f"{file} has shape {normals.shape}: expected normals (H, W, 3)")
+    _check_size(normals[..., 0], size, file)
+    normals = np.nan_to_num(normals.astype(np.float32), posinf=0, neginf=0)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    valid = np.abs(length - 1) < 0.5
+    return np.where(valid, normals / np.where(valid, length, 1), 0).astype(np.float16)
+
+
+def _check_size(array: np.ndarray, size: tuple[int, int], file: Path) -> None:
+    if array.shape != size:
+        raise ValueError(f"{file} is {' x '.join(map(str, array.shape))}: expected {size[0]} x {size[1]}, as its image")

@@ -1,0 +1,179 @@
+"""NYUv2 (Silberman et al., ECCV 2012): segmentation, depth and surface normals, in the three layouts people have.
+
+- AdaShare's, the paper's: `nyu_v2_3task.json`, {split: [[image, segmentation, normal, depth], ...]}, 40 classes, 480 x 640;
+- MTAN's and LibMTL's: {train,val}/{image,label,depth,normal}/{i}.npy, 13 classes, 288 x 384;
+- the Parquet files of the Hugging Face data set `tanganke/nyuv2`, which hold the same as the latter.
+
+`root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is downloaded.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mtprune_utils import tasks as task_set
+from mtprune_utils.data import Source, _mtan, _reading
+from mtprune_utils.tasks import Task
+
+HUGGING_FACE = "tanganke/nyuv2"
+INDEX = "nyu_v2_3task.json"
+CLASSES_40 = (
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds",
+    "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator",
+    "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
+    "bathtub", "bag", "other structure", "other furniture", "other prop",
+)
+CLASSES_13 = (
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "television", "wall", "window",
+)
+
+
+def tasks(root: str = "") -> dict[str, Task]:
+    classes = _classes(*_layout(root))
+    return {task.name: task for task in (task_set.segmentation(len(classes)), task_set.depth(), task_set.normals())}
+
+
+def digest(root: str = "") -> str:
+    folder, layout = _layout(root)
+    return _reading.files_digest(folder, _files(folder, layout))
+
+
+def load(root: str = "") -> Source:
+    """Both splits. Raises FileNotFoundError or ValueError in one line that names the file and what was expected."""
+    folder, layout = _layout(root)
+    content = digest(root)
+    read = {"adashare": _adashare, "mtan": _mtan_layout, "parquet": _parquet}[layout]
+    train, test = (
+        _reading.decoded(f"nyuv2-{split}", content, lambda split=split: read(folder, split)) for split in ("train", "test")
+    )
+    return Source(_classes(folder, layout), train, test)
+
+
+def _layout(root: str) -> tuple[Path, str]:
+    folder = Path(root) if root else _download()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: set root to where NYUv2 lies, or to '' to download {HUGGING_FACE}")
+    if (folder / INDEX).exists():
+        return folder, "adashare"
+    if _mtan.is_mtan(folder):
+        return folder, "mtan"
+    if list(folder.rglob("train*.parquet")):
+        return folder, "parquet"
+    raise FileNotFoundError(
+        f"{folder} holds no NYUv2: expected {INDEX} (AdaShare), train/image/0.npy (MTAN) or train*.parquet (Hugging Face)"
+    )
+
+
+def _download() -> Path:
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(HUGGING_FACE, repo_type="dataset", allow_patterns="*.parquet"))
+    except Exception as error:  # no network, no such package, no space
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{HUGGING_FACE} cannot be downloaded ({reason}): set root to a folder with NYUv2") from error
+
+
+def _classes(folder: Path, layout: str) -> tuple[str, ...]:
+    return CLASSES_40 if layout == "adashare" else CLASSES_13
+
+
+def _files(folder: Path, layout: str) -> list[Path]:
+    if layout == "adashare":
+        listed = [folder / name for rows in _index(folder).values() for row in rows for name in row]
+        for file in listed:
+            if not file.exists():
+                raise FileNotFoundError(f"{file} is missing: {INDEX} lists it")
+        return [folder / INDEX, *dict.fromkeys(listed)]
+    return _mtan.mtan_files(folder) if layout == "mtan" else sorted(folder.rglob("*.parquet"))
+
+
+# --- AdaShare ---
+
+def _index(folder: Path) -> dict[str, list[list[str]]]:
+    """{"train": rows, "test": rows}; the second split is called test or val."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        splits = {"train": index["train"], "test": index["test"] if "test" in index else index["val"]}
+        if all(len(row) == 4 for rows in splits.values() for row in rows):
+            return splits
+        problem = "a row has not four files"
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise ValueError(f"{folder / INDEX} ({problem}): expected {{train, test: [[image, segmentation, normal, depth], ...]}}")
+
+
+def _adashare(folder: Path, split: str) -> dict:
+    rows = _index(folder)[split]
+
+    def read(i: int) -> _reading.Sample:
+        image_file, label_file, normal_file, depth_file = (folder / name for name in rows[i])
+        image = _reading.checked_image(_reading.read_image(image_file, "an RGB image"), image_file)
+        size = image.shape[:2]
+        labels = _reading.read_image(label_file, "class labels")
+        depth = _reading.read_array(depth_file, "depth in metres")
+        normals = _reading.read_image(normal_file, "encoded surface normals")
+        return {
+            "image": image,
+            "segmentation": _reading.checked_labels(labels, len(CLASSES_40), size, label_file),
+            "depth": _reading.checked_depth(depth, size, depth_file),
+            "normals": _reading.checked_normals(normals / np.float32(127.5) - 1, size, normal_file),
+        }
+
+    return _reading.stacked(_reading.in_order(read, len(rows)), len(rows), f"{folder / INDEX}, {split}")
+
+
+# --- MTAN and Hugging Face ---
+
+def _mtan_layout(folder: Path, split: str) -> dict:
+    return _mtan.mtan_split(folder, {"train": "train", "test": "val"}[split], len(CLASSES_13), "label", normals=True)
+
+
+def _parquet(folder: Path, split: str) -> dict:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = ["image", "segmentation", "depth", "normal"]
+    patterns = {"train": ("train*.parquet",), "test": ("val*.parquet", "test*.parquet")}[split]
+    files = [file for pattern in patterns for file in sorted(folder.rglob(pattern))]
+    if not files:
+        raise FileNotFoundError(f"{folder / patterns[0]} is missing: expected the Parquet files of {HUGGING_FACE}")
+
+    def rows() -> Iterator[_reading.Sample]:
+        for file in files:
+            try:
+                for batch in pyarrow.parquet.ParquetFile(file).iter_batches(8, columns=columns):
+                    for i in range(len(batch)):
+                        yield _parquet_sample({name: _nested(batch[name][i]) for name in batch.schema.names}, file)
+            except (pyarrow.ArrowException, OSError, KeyError) as error:
+                raise ValueError(
+                    f"{file} cannot be read ({error}): expected image, segmentation, depth and normal; fetch it again"
+                ) from error
+
+    try:
+        count = sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{folder} has a Parquet file that cannot be read ({error}): fetch it again") from error
+    return _reading.stacked(rows(), count, f"{folder}, {split}")
+
+
+def _parquet_sample(arrays: dict[str, np.ndarray], file: Path) -> _reading.Sample:
+    image, depth, normals = (np.moveaxis(arrays[name], 0, -1) for name in ("image", "depth", "normal"))
+    size = image.shape[:2]
+    return {
+        "image": _reading.checked_image(image, file),
+        "segmentation": _reading.checked_labels(arrays["segmentation"], len(CLASSES_13), size, file),
+        "depth": _reading.checked_depth(depth, size, file),
+        "normals": _reading.checked_normals(normals, size, file),
+    }
+
+
+def _nested(cell) -> np.ndarray:
+    """Lists in lists, as Arrow stores them, as one array."""
+    values, shape, lists = cell.values, [], 1
+    while str(values.type).startswith(("list", "large_list", "fixed_size_list")):
+        shape.append(len(values) // lists)
+        lists, values = len(values), values.flatten()
+    return values.to_numpy(zero_copy_only=False).reshape(*shape, -1)
