@@ -97,7 +97,8 @@ def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
     for i, column in enumerate(axes.T):
         column[0].set_title(" / ".join(dataset.classes[split.targets[name][i]] for name in whole), fontsize="small")
         for axis, name in zip(column, rows):
-            picture = {"X": split.image[i].permute(1, 2, 0).numpy()} if name == "image" else _picture(split.targets[name][i], name, dataset)
+            shown = {"X": split.image[i].permute(1, 2, 0).numpy()}
+            picture = shown if name == "image" else _picture(split.targets[name][i], name, dataset)
             axis.imshow(**picture, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if i == 0:
