@@ -187,6 +187,12 @@ def _draw_levels(axis, dense_network: float, position_prior: float) -> None:
     axis.axhline(position_prior, color="tab:red", linewidth=0.8, linestyle=":", label="position prior")
 
 
+def _legend_below(figure: Figure, axis) -> None:
+    """One legend for all panels, where it hides nothing."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+
+
 def _curve(axis, data: pd.DataFrame, **style) -> None:
     axis.plot(data["x"], data["mean"], **style)
     if data["sd"].notna().all():
@@ -227,7 +233,7 @@ def fig1_iterative_pruning(
                 _draw_published(axis, metric, scratch=False)
             axis.set(title=name)
             _size_axis(axis, size_label)
-    axes[0, 0].legend()
+    _legend_below(figure, axes[0, 0])
     return figure, _tidy(data)
 
 
@@ -288,7 +294,7 @@ def fig3_retrained_from_scratch(
             _draw_published(axis, metric, scratch=True)
         axis.set(title=name)
         _size_axis(axis, "parameters")
-    axes[0, 0].legend(fontsize="small")
+    _legend_below(figure, axes[0, 0])
     return figure, _tidy(data)
 
 
@@ -329,12 +335,14 @@ def fig5_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
     figure, axes = plt.subplots(len(ranks), len(tasks), figsize=(4 * len(tasks), 2.8 * len(ranks)), layout="constrained",
                                 squeeze=False, sharey=True)
+    arms = sorted(set(means["arm"]))
     for row, rank in zip(axes, ranks):
         for axis, task in zip(row, tasks):
-            for arm, line in means[(means["rank"] == rank) & (means["task"] == task)].groupby("arm"):
-                axis.plot(line["progress"], line["mean"], ".-", label=arm)
+            for colour, arm in enumerate(arms):
+                line = means[(means["rank"] == rank) & (means["task"] == task) & (means["arm"] == arm)]
+                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=arm)
             axis.set(title=f"{task}, size {int(rank)}", xlabel="share of the arm's steps", ylabel="share of the gap kept")
-    axes[0, 0].legend(fontsize="small")
+    _legend_below(figure, axes[0, 0])
     return figure, means
 
 

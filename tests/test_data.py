@@ -57,24 +57,45 @@ def test_what_falls_outside_the_image_is_invalid():
 
 
 def test_normals_agree_with_depth_after_scale_crop_and_mirror():
-    """A plane seen by a pinhole camera: normals recomputed from the transformed depth are the transformed normals."""
-    size, focal = 64, 70.0
-    y, x = torch.meshgrid(torch.arange(size) - 31.5, torch.arange(size) - 31.5, indexing="ij")
-    normal = torch.nn.functional.normalize(torch.tensor([0.5, 0.3, 0.8]), dim=0)
-    rays = torch.stack([x / focal, -y / focal, -torch.ones_like(x)])
-    depth = -3 / (normal.view(3, 1, 1) * rays).sum(0)  # the plane <n, p> = -3
+    """A curved surface seen by a pinhole camera: normals recomputed from the transformed depth are the transformed normals.
+
+    An enlarged picture was taken with a focal length times s, and crop and mirror move the principal point; the image's
+    colours are its coordinates, so each sample tells how it was transformed.
+    """
+    size, focal, centre = 200, 220.0, 99.5
+    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    depth = 3 + 0.004 * (x - 70) + 0.003 * y + 0.3 * torch.sin(x / 40) * torch.cos(y / 50)
+    normals = normals_from(depth, (x - centre) / focal, (y - centre) / focal)
     batch = Split(
-        torch.zeros(8, 3, size, size, dtype=torch.uint8),
-        {"depth": depth.repeat(8, 1, 1, 1), "normals": normal.view(1, 3, 1, 1).repeat(8, 1, size, size)},
+        torch.stack([x, y, 0 * x]).to(torch.uint8).repeat(8, 1, 1, 1),
+        {"depth": depth.repeat(8, 1, 1, 1), "normals": normals.repeat(8, 1, 1, 1)},
     )
-    # Depth is linear in neither x nor y, but its inverse is: n_x / n_z and n_y / n_z are the inverse's slopes.
-    _, targets = augment(batch, TASKS, size, 32, (1.0, 1.0), False, torch.Generator().manual_seed(0))
-    inverse = 1 / targets["depth"][:, 0]
-    slope_x = (inverse[:, :, 1:] - inverse[:, :, :-1]).mean((1, 2)) * focal
-    slope_y = (inverse[:, 1:] - inverse[:, :-1]).mean((1, 2)) * focal
-    n = targets["normals"].mean((2, 3))
-    torch.testing.assert_close(slope_x / slope_y, -n[:, 0] / n[:, 1], rtol=0.02, atol=1e-3)
-    assert len({round(v, 2) for v in n[:, 0].tolist()}) == 2  # both mirrored and not
+    images, targets = augment(batch, TASKS, size, 96, (1.0, 2.0), False, torch.Generator().manual_seed(0))
+    red, green = ((images[:, c] * IMAGENET_SD[c] + IMAGENET_MEAN[c]) * 255 for c in (0, 1))
+    mirrored, scales = set(), set()
+    for i in range(8):
+        step_x, step_y = (red[i, 40, 80] - red[i, 40, 16]) / 64, (green[i, 80, 40] - green[i, 16, 40]) / 64
+        scale, sign = 1 / step_y, step_x.sign()
+        assert step_x.abs() == pytest.approx(step_y.item(), rel=1e-3)
+        u, v = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="xy")
+        u0, v0 = 16 + (centre - red[i, 40, 16]) / step_x, 16 + (centre - green[i, 16, 40]) / step_y
+        recomputed = normals_from(targets["depth"][i, 0], (u - u0) / (focal * scale), (v - v0) / (focal * scale))
+        # Nearest-neighbour sampling makes single differences jump: compare means over patches.
+        means = [torch.nn.functional.avg_pool2d(n[None, :, 8:88, 8:88], 16)[0] for n in (recomputed, targets["normals"][i])]
+        cosine = torch.nn.functional.cosine_similarity(*means, dim=0)
+        assert cosine.min() > 0.99
+        turned = means[1] * torch.tensor([-1.0, 1, 1]).view(3, 1, 1)
+        assert torch.nn.functional.cosine_similarity(means[0], turned, dim=0).min() < 0.95, "the sign of x is seen"
+        mirrored.add(sign.item())
+        scales.add(round(scale.item(), 2))
+    assert mirrored == {-1.0, 1.0} and len(scales) > 4
+
+
+def normals_from(depth, ray_x, ray_y):
+    """Unit normals (3, H, W), x right, y up, z to the camera, from depth along the optical axis and each pixel's ray."""
+    points = torch.stack([depth * ray_x, -depth * ray_y, -depth])
+    along_x, along_y = (torch.gradient(points, dim=dim)[0] for dim in (2, 1))
+    return torch.nn.functional.normalize(torch.cross(along_y, along_x, dim=0), dim=0)
 
 
 def test_batches_cover_an_epoch_without_repetition_and_are_seeded():

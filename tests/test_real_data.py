@@ -16,6 +16,7 @@ from mtprune_utils.data import DATASETS, Split, augment, load_dataset
 from mtprune_utils.data.multifashion import DEBIAN, FILES
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
+from test_data import normals_from
 
 SIZE = (24, 32)
 SAMPLES = Path(__file__).parents[2] / "shared" / "nyu_v2_samples"
@@ -48,7 +49,8 @@ def adashare(folder, count=(12, 4)):
             for name in names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
             labels, depth = scene.labels.astype(np.uint8), scene.depth
-            normals = np.round((scene.normals + 1) * 127.5).astype(np.uint8)
+            stored = scene.normals[..., [0, 2, 1]] * (1, -1, 1)  # right, into the scene, up
+            normals = np.round((stored + 1) * 127.5).astype(np.uint8)
             labels[0], depth[1], normals[2, ::2], normals[2, 1::2] = 255, 2e-5, 255, 127
             for name, array in zip(names, (scene.image, labels, normals)):
                 Image.fromarray(array).save(folder / name)
@@ -338,3 +340,15 @@ def test_real_images_go_through_loader_augmentation_and_metrics(real):
             meter.update(output, truth)
             perfect = meter.compute()
             assert perfect[task.shown] == pytest.approx(1.0 if name == "segmentation" else 0.0, abs=0.1)
+
+
+def test_real_normals_are_those_of_the_real_depth(real):
+    """In the common axes, x right, y up, z to the camera, with the Kinect's focal length: they agree but for noise."""
+    y, x = torch.meshgrid(torch.arange(480.0), torch.arange(640.0), indexing="ij")
+    for depth, normals in zip(real.test.targets["depth"], real.test.targets["normals"].float()):
+        smooth = torch.nn.functional.avg_pool2d(depth[None], 9, 1, 4)[0, 0]
+        recomputed = normals_from(smooth, (x - 325.6) / 518.9, (y - 253.7) / 519.5)
+        valid = normals.square().sum(0) > 0
+        assert (normals * recomputed).sum(0)[valid].mean() > 0.9
+        for wrong in ((-normals[0], normals[1], normals[2]), (normals[0], normals[2], normals[1])):
+            assert (torch.stack(wrong) * recomputed).sum(0)[valid].mean() < 0.7

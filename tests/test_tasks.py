@@ -89,6 +89,41 @@ def test_a_prediction_that_is_not_a_number_is_not_overlooked():
     assert np.isnan(metrics(tasks.normals(), [(output, target)])["mean_angle"])
 
 
+def test_a_set_without_a_single_valid_pixel_has_no_metric():
+    nothing = {
+        tasks.segmentation(3): torch.full((2, 4, 4), 255), tasks.depth(): torch.zeros(2, 1, 4, 4),
+        tasks.normals(): torch.zeros(2, 3, 4, 4),
+    }
+    for task, target in nothing.items():
+        assert np.isnan(list(metrics(task, [(torch.randn(2, task.channels, 4, 4), target)]).values())).all()
+
+
+def test_medians_are_over_all_valid_pixels_not_means_of_batches():
+    rng = np.random.default_rng(0)
+    target, output = (torch.from_numpy(rng.normal(size=(5, 3, 6, 7)).astype(np.float32)) for _ in range(2))
+    target[0, :, :3] = 0
+    cosine = torch.nn.functional.cosine_similarity(output, target, dim=1).clamp(-1, 1)
+    angles = cosine.acos().rad2deg()[target.square().sum(1) > 0].numpy()
+    for count in (len(angles), len(angles) - 1):  # even and odd
+        if count < len(angles):
+            target[0, :, 3, 0] = 0
+            angles = cosine.acos().rad2deg()[target.square().sum(1) > 0].numpy()
+        ours = metrics(tasks.normals(), [(output[:2], target[:2]), (output[2:], target[2:])])
+        assert ours["median_angle"] == pytest.approx(np.median(angles), rel=1e-4)
+        assert ours["mean_angle"] == pytest.approx(angles.mean(), rel=1e-4)
+
+
+def test_classification_averages_the_map_and_counts_images():
+    task = tasks.classification("garment", 3)
+    output, target = torch.randn(6, 3, 2, 2), torch.tensor([0, 1, 2, 0, 1, 2], dtype=torch.uint8)
+    mean = output.mean((2, 3))
+    assert task.loss(output, target) == pytest.approx(torch.nn.functional.cross_entropy(mean, target.long()).item())
+    ours = metrics(task, [(output[:4], target[:4]), (output[4:], target[4:])])
+    assert ours["accuracy"] == pytest.approx((mean.argmax(1) == target).float().mean().item())
+    prior = task.prior(torch.tensor([1, 1, 2], dtype=torch.uint8))
+    assert metrics(task, [(prior.expand(6, -1, -1, -1), target)])["accuracy"] == pytest.approx(2 / 6)
+
+
 def test_delta_m_is_the_mean_signed_relative_change():
     task_set = {task.name: task for task in (tasks.segmentation(3), tasks.depth())}
     reference = {"segmentation.miou": 0.5, "depth.relative_error": 0.2}

@@ -4,7 +4,8 @@
 - MTAN's and LibMTL's: {train,val}/{image,label,depth,normal}/{i}.npy, 13 classes, 288 x 384;
 - the Parquet files of the Hugging Face data set `tanganke/nyuv2`, which hold the same as the latter.
 
-`root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is downloaded.
+`root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is downloaded. Normals of
+the first layout are turned into our axes, in which they agree with the depth; those of the other two are left as they are.
 """
 
 import json
@@ -115,11 +116,14 @@ def _adashare(folder: Path, split: str) -> dict:
         labels = _reading.read_image(label_file, "class labels")
         depth = _reading.read_array(depth_file, "depth in metres")
         normals = _reading.read_image(normal_file, "encoded surface normals")
+        if normals.ndim == 3:  # stored as (right, into the scene, up)
+            normals = normals[..., [0, 2, 1]] / np.float32(127.5) - 1
+            normals[..., 2] *= -1
         return {
             "image": image,
             "segmentation": _reading.checked_labels(labels, len(CLASSES_40), size, label_file),
             "depth": _reading.checked_depth(depth, size, depth_file),
-            "normals": _reading.checked_normals(normals / np.float32(127.5) - 1, size, normal_file),
+            "normals": _reading.checked_normals(normals, size, normal_file),
         }
 
     return _reading.stacked(_reading.in_order(read, len(rows)), len(rows), f"{folder / INDEX}, {split}")
