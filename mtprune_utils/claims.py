@@ -221,7 +221,7 @@ def _kept_at_the_floor(evidence: Evidence, arm: str, criteria: tuple[str, ...]) 
 def all_claims(evidence: Evidence) -> list[Claim]:
     """Every claim and control, with the rules that were fixed before the runs."""
     profile, margin = evidence.profile, evidence.profile.margin
-    both = profile.criteria
+    both, untuned = profile.criteria, "" if profile.tuning.trials else "not tuned"
     learnt = all(np.sign(gap) == (1 if task.endpoint in task.higher_is_better else -1)
                  for gap, task in zip(evidence.gap.values(), evidence.experiment.tasks.values()))
     unlearnt = "" if learnt else "the dense network does not beat the position prior on every task"
@@ -240,7 +240,6 @@ def all_claims(evidence: Evidence) -> list[Claim]:
             rows = evidence.arm(arm, second)
             rows = rows[rows.index.isin(evidence.differing(arm, both))]
             statement = f"{second} and {first} do not differ at equal size ({words})"
-            untuned = "" if profile.tuning.trials else "not tuned"
             differences = evidence.difference(rows, evidence.arm(arm, first))
             claims.append(claim(name, statement, "equal", margin, differences, notes=[untuned]))
     scratch = evidence.arm("scratch", *both)
@@ -270,7 +269,7 @@ def all_claims(evidence: Evidence) -> list[Claim]:
     ):
         claims.append(claim(
             name, words, "above", 0.0, evidence.difference(evidence.arm(better, *both), evidence.arm(than, *both)),
-            unfinished(*{better, than} - {"iterative"}), notes=[note],
+            unfinished(*{better, than} - {"iterative"}), notes=[untuned, note],
         ))
     return claims
 

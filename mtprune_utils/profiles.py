@@ -185,9 +185,9 @@ PROFILES = {
             "fashion",
             train_images=12_000, test_images=2_000, image_height=36, crop=36, scale=(1.0, 1.0), batch_size=32,
             backbone="vgg16_bn", widths=_narrow(16), stride=8, head_width=16, dropout=0.0,
-            dense=Optimization(lr=2e-3, steps=1500, evaluations=6),
+            dense=Optimization(lr=2e-3, steps=800, evaluations=5),
             prune=Pruning(lr=5e-4, every=20, filters=13),
-            retrain=Optimization(lr=2e-3, steps=1500, evaluations=6),
+            retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
             sizes=(0.4, 0.2), controls=Controls(ranks=(0, 1)), seeds=3,
         ),
         Profile(

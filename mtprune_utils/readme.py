@@ -77,7 +77,8 @@ def claims_table(figures: Path) -> str:
         "", f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
         f"position prior (0) and the dense network (1); verdicts are about every task, each with its own interval in "
         f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig4_claims.png). The rules were "
-        "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb).",
+        "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb). "
+        "`make study` decides what a smaller profile leaves open.",
     ]
     return "\n".join(lines)
 

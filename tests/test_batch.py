@@ -170,7 +170,7 @@ FIGURE_CELL = """\
 from pathlib import Path
 from mtprune_utils.runs import write_atomically
 for suffix in ("png", "pdf", "csv", "json"):
-    write_atomically(Path(figures, profile, f"{figure}.{{suffix}}"), b"")"""
+    write_atomically(Path(figures, f"{{profile}}-custom", f"{figure}.{{suffix}}"), b"")"""
 SHARED = """\
 profile: str = "smoke"
 runs: str = "runs"
