@@ -162,13 +162,14 @@ class NormalMeter(Meter):
 
 
 class AccuracyMeter(Meter):
-    """The share of images whose most probable class is right."""
+    """The share of images whose most probable class is right. logits: a head's output to (B, classes)."""
 
-    def __init__(self):
+    def __init__(self, logits: Callable[[Tensor], Tensor]):
+        self.logits = logits
         self.sums: Tensor | int = 0
 
     def update(self, output: Tensor, target: Tensor) -> None:
-        right = output.mean((2, 3)).max(1).indices == target
+        right = self.logits(output).max(1).indices == target
         self.sums = self.sums + torch.stack([right.sum(), torch.ones_like(right).sum()])
 
     def compute(self) -> dict[str, float]:
@@ -176,11 +177,20 @@ class AccuracyMeter(Meter):
         return {"accuracy": right / images}
 
 
-def classification(name: str, classes: int) -> Task:
-    """One class per image, from the head's output averaged over the image; several such tasks go by their names."""
+def classification(name: str, classes: int, region: tuple[float, float, float, float] = (0, 0, 1, 1)) -> Task:
+    """One class per image, from the head's output averaged over a region (top, left, bottom, right) in shares of the image.
+
+    Several such tasks go by their names. (Averaged over the whole image, a convolutional network can hardly tell where
+    something lies.)
+    """
+    def logits(output: Tensor) -> Tensor:
+        height, width = output.shape[2:]
+        top, left, bottom, right = (round(share * side) for share, side in zip(region, (height, width) * 2))
+        return output[:, :, top : max(bottom, top + 1), left : max(right, left + 1)].mean((2, 3))
+
     return Task(
-        name, classes, "image", loss=lambda output, target: F.cross_entropy(output.mean((2, 3)), target.long()),
-        meter=AccuracyMeter, prior=lambda target: torch.bincount(target.long(), minlength=classes).float().view(1, -1, 1, 1),
+        name, classes, "image", loss=lambda output, target: F.cross_entropy(logits(output), target.long()),
+        meter=lambda: AccuracyMeter(logits), prior=lambda target: torch.bincount(target.long(), minlength=classes).float().view(1, -1, 1, 1),
         endpoint="accuracy", shown="accuracy", higher_is_better=frozenset({"accuracy"}),
     )
 

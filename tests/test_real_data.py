@@ -178,7 +178,7 @@ def test_the_real_fashionmnist_is_what_multifashion_is_made_of():
     ours = training.evaluate_afresh(model, data, data.test, profile)
     trivial = training.trivial_predictors(data, profile)["position prior"]
     for task in data.tasks:
-        assert trivial[f"{task}.accuracy"] < 0.2 < 0.35 < ours[f"{task}.accuracy"], "it learns both garments"
+        assert trivial[f"{task}.accuracy"] < 0.2 < 0.45 < ours[f"{task}.accuracy"], "it learns both garments"
 
 
 TINY = {

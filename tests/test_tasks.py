@@ -120,6 +120,9 @@ def test_classification_averages_the_map_and_counts_images():
     assert task.loss(output, target) == pytest.approx(torch.nn.functional.cross_entropy(mean, target.long()).item())
     ours = metrics(task, [(output[:4], target[:4]), (output[4:], target[4:])])
     assert ours["accuracy"] == pytest.approx((mean.argmax(1) == target).float().mean().item())
+    corner = tasks.classification("corner", 3, (0.5, 0, 1, 0.5))  # the lower left quarter
+    assert corner.loss(output, target) == pytest.approx(torch.nn.functional.cross_entropy(output[:, :, 1, 0], target.long()).item())
+    assert corner.loss(output[:, :, :1, :1], target).isfinite(), "a map of one cell has one corner"
     prior = task.prior(torch.tensor([1, 1, 2], dtype=torch.uint8))
     assert metrics(task, [(prior.expand(6, -1, -1, -1), target)])["accuracy"] == pytest.approx(2 / 6)
 

@@ -24,7 +24,8 @@ CANVAS, GARMENT = 36, 28
 
 
 def tasks(root: str = "") -> dict[str, Task]:
-    return {name: task_set.classification(name, len(CLASSES)) for name in ("upper_left", "lower_right")}
+    corners = {"upper_left": (0, 0, 0.5, 0.5), "lower_right": (0.5, 0.5, 1, 1)}
+    return {name: task_set.classification(name, len(CLASSES), corner) for name, corner in corners.items()}
 
 
 def digest(root: str = "") -> str:
