@@ -190,7 +190,8 @@ def classification(name: str, classes: int, region: tuple[float, float, float, f
 
     return Task(
         name, classes, "image", loss=lambda output, target: F.cross_entropy(logits(output), target.long()),
-        meter=lambda: AccuracyMeter(logits), prior=lambda target: torch.bincount(target.long(), minlength=classes).float().view(1, -1, 1, 1),
+        meter=lambda: AccuracyMeter(logits),
+        prior=lambda target: torch.bincount(target.long(), minlength=classes).float().view(1, -1, 1, 1),
         endpoint="accuracy", shown="accuracy", higher_is_better=frozenset({"accuracy"}),
     )
 
