@@ -16,7 +16,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test notebooks readme lab rooms clean distclean
+.PHONY: help figures smoke study claims test stress check notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,12 @@ test: $(INSTALLED)  ## run the tests, then every notebook against its committed 
 	rm -rf runs/smoke figures/smoke
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 
+stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and compare what they end with (minutes)
+	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s
+
+check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
+	@$(BIN)/python -m mtprune_utils.check
+
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
 	@$(BATCH) refresh
 
@@ -46,6 +52,13 @@ readme: $(INSTALLED)  ## write the README's tables anew from figures/quick
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=localhost notebooks
+
+lock:  ## resolve requirements.txt anew into requirements.lock: every package, with the hashes of its files (needs uv)
+	uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+
+audit: $(INSTALLED)  ## look for known vulnerabilities in what is installed (needs the network)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/python -m pip_audit --skip-editable
 
 rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
 	$(BIN)/python -m mtprune_utils.data._render_rooms --out mtprune_utils/data/rooms_v1
@@ -57,11 +70,11 @@ clean:  ## remove the runs and caches (figures stay, except the smoke profile's)
 distclean: clean  ## the same, and .venv
 	rm -rf .venv
 
-$(INSTALLED): requirements.txt pyproject.toml
+$(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, this is $$($(PYTHON3) --version 2>&1): make PYTHON3=python3.11 ..."; exit 1; }
 	@echo "Installing into .venv (about 6 GB, some minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON3) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

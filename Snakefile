@@ -14,10 +14,9 @@ import sys
 from pathlib import Path
 
 from mtprune_utils.batch import tell, visible_gpus
-from mtprune_utils.execution import notebook_digest
+from mtprune_utils.execution import STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.profiles import get_profile
-from mtprune_utils.results import TABLES
-from mtprune_utils.runs import Experiment, code_digest
+from mtprune_utils.runs import TABLES, Experiment, code_digest
 
 OVERRIDES = config.get("overrides", {})  # of numbers in the profile
 SHARED = {
@@ -31,12 +30,6 @@ SHOWN = {"paper": EXPERIMENT.paper_runs(), "all": list(RUNS.values())}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
-STAGE_NOTEBOOKS = {
-    "dense": "notebooks/01_train_dense.ipynb",
-    "tune": "notebooks/07_tune_optimizer.ipynb",
-    "prune": "notebooks/02_prune_iteratively.ipynb",
-    "retrain": "notebooks/03_retrain_from_scratch.ipynb",
-}
 # A seed is finished before the next begins, so that a study of many sittings has whole seeds; within a seed, what others
 # wait for goes first, so that no core idles.
 PRIORITIES = {"dense": 4, "tune": 3, "prune": 2, "retrain": 1}

@@ -12,11 +12,9 @@ import argparse
 import contextlib
 import csv
 import ctypes
-import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtprune_utils.execution import REPOSITORY, NotebookError, execute, refresh_notebooks
+from mtprune_utils.execution import REPOSITORY, NotebookError, check_run, execute, refresh_notebooks
+from mtprune_utils.files import try_lock, write_atomically, write_json
 
 STAGES = ("dense", "tune", "prune", "retrain", "figure")
 RETRIES = 1  # of a failed job
@@ -64,15 +63,6 @@ def one_gpu():
         yield
 
 
-def try_lock(file) -> bool:
-    """Lock an open file for as long as it is open; False if another process has."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
 def run_notebook(notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None) -> int:
     """Execute one notebook, on one thread (results differ in the last digits between one thread and two).
 
@@ -87,12 +77,17 @@ def run_notebook(notebook: str, output: str, parameters: dict, expected_files: l
         with one_gpu() if job and not job.startswith("figure") else contextlib.nullcontext():
             tell(job, "started")
             start = time.monotonic()
+            if not job:  # the launcher has looked at all of a batch's
+                check_run(notebook, parameters)
             execute(notebook, output, parameters, expected_files)
     except (NotebookError, ValueError, OSError) as error:
         failed = str(Path(output).with_name(f"{Path(output).stem}.failed.ipynb"))
         tell(job, "failure", seconds=time.monotonic() - start, error=str(error), notebook=failed)
         print(f"{error}\nSee {failed}" if Path(failed).exists() else error, file=sys.stderr)
         return 1
+    except (SystemExit, KeyboardInterrupt):  # from main's handlers of signals
+        print(f"{Path(notebook).name}: stopped. Run it again: it goes on from its last checkpoint, if it has one", file=sys.stderr)
+        raise
     tell(job, "done", seconds=time.monotonic() - start)
     return 0
 
@@ -147,7 +142,7 @@ class Progress:
         self.finished += 1
         self.seconds[job] = seconds
         rows = [f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n" for name in self.jobs if name in self.seconds]
-        self.timings.write_text("stage,job,seconds\n" + "".join(rows))
+        write_atomically(self.timings, ("stage,job,seconds\n" + "".join(rows)).encode())
         self.say(job, f"done in {duration(seconds)}   (elapsed {duration(time.monotonic() - self.start)})")
 
     def failure(self, job: str, seconds: float, error: str, notebook: str) -> None:
@@ -227,6 +222,7 @@ def make_figures(
 
     # A misspelt name is told at once, in one line.
     experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)
+    experiment.check()
     config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
               "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
     folder = REPOSITORY / config["runs"] / profile
@@ -241,7 +237,7 @@ def make_figures(
         lock.write(str(os.getpid()))
         lock.flush()
         config_file = folder / "batch.json"
-        config_file.write_text(json.dumps(config, indent=1) + "\n")
+        write_json(config_file, config)
         command = snakemake_command(jobs, config_file)
         try:
             place = REPOSITORY / config["figures"] / experiment.label
@@ -250,10 +246,12 @@ def make_figures(
                 count = results.restore(experiment, place.parent)
                 print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
                 if committed.exists() and not timings.exists():
-                    shutil.copyfile(committed, timings)
+                    write_atomically(timings, committed.read_bytes())
+            for run in experiment.runs():
+                run.reopen_if_damaged(print)
             code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
             if code == 0 and timings.exists():  # beside the figures, for the README's table
-                shutil.copyfile(timings, committed)
+                write_atomically(committed, timings.read_bytes())
                 renew_readme(place)
             return code
         finally:
@@ -300,7 +298,7 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
         print("\nStopping the running jobs ...", flush=True)
         os.killpg(process.pid, signal.SIGTERM)  # Snakemake starts no more jobs, the runners end their kernels
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=90)  # the jobs write their checkpoints
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
         print(f"Stopped. {RESUME}", flush=True)
@@ -366,7 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
             judge_claims(**place)
             return 0
         refresh_notebooks()
-    except (NotebookError, ValueError) as error:
+    except (NotebookError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

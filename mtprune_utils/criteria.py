@@ -55,15 +55,15 @@ def cosprune(layer: PrunableLayer, task_gradients: TaskGradients, generator: tor
 
     A zero gradient has similarity 0 with everything. Low: the tasks pull the filter apart.
     """
-    grads = torch.stack([grads[layer.conv.weight].flatten(1) for grads in task_gradients.values()])
-    tasks = len(grads)
+    grads = torch.stack([grads[layer.conv.weight].flatten(1) for grads in task_gradients.values()], 1)
+    tasks = grads.shape[1]
     if tasks < 2:
         raise ValueError("cosprune compares tasks: it needs at least two")
-    norms = grads.norm(dim=2, keepdim=True)
-    unit = torch.where(norms > 0, grads / norms, 0)
-    # The sum over ordered pairs i != j of <u_i, u_j> is |sum u|^2 - sum |u|^2.
-    pairs = unit.sum(0).square().sum(1) - unit.square().sum(2).sum(0)
-    return pairs / (tasks * (tasks - 1))
+    products = grads @ grads.mT  # (filters, tasks, tasks)
+    norms = products.diagonal(dim1=1, dim2=2).sqrt()
+    scale = norms.unsqueeze(1) * norms.unsqueeze(2)
+    cosines = torch.where(scale > 0, products / scale, 0)
+    return (cosines.sum((1, 2)) - cosines.diagonal(dim1=1, dim2=2).sum(1)) / (tasks * (tasks - 1))
 
 
 @criterion("magnitude", needs="weights")
@@ -116,3 +116,11 @@ class Scores:
         if not self.batches:
             raise RuntimeError(f"{self.criterion.name} scores minibatches, and has seen none: train before choosing")
         return [total / self.batches for total in self.sums]
+
+    def state(self) -> dict:
+        return {"sums": self.sums, "batches": self.batches, "generator": self.generator.get_state()}
+
+    def restore(self, state: dict) -> None:
+        self.sums = [total.to(layer.conv.weight.device) for layer, total in zip(self.layers, state["sums"])]
+        self.batches = state["batches"]
+        self.generator.set_state(state["generator"])

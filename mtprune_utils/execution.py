@@ -7,7 +7,6 @@ import ast
 import difflib
 import hashlib
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -15,7 +14,15 @@ import textwrap
 import uuid
 from pathlib import Path
 
+from mtprune_utils.files import write_atomically
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+STAGE_NOTEBOOKS = {
+    "dense": "notebooks/01_train_dense.ipynb",
+    "tune": "notebooks/07_tune_optimizer.ipynb",
+    "prune": "notebooks/02_prune_iteratively.ipynb",
+    "retrain": "notebooks/03_retrain_from_scratch.ipynb",
+}
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -31,15 +38,18 @@ def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object, s
     sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(sources) != 1:
         raise ValueError(f"{Path(notebook).name}: {len(sources)} cells are tagged 'parameters', there must be one")
+    return _declared(sources[0], Path(notebook).name)
+
+
+def _declared(source: str, notebook: str) -> dict[str, tuple[type, object, str]]:
     parameters = {}
-    for node in ast.parse(sources[0]).body:
+    for node in ast.parse(source).body:
         try:
-            line = sources[0].splitlines()[node.end_lineno - 1].encode()
+            line = source.splitlines()[node.end_lineno - 1].encode()
             comment = line[node.end_col_offset:].decode().strip().lstrip("# ")
             parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value), comment)
         except (AttributeError, KeyError, ValueError):
-            where = f"{Path(notebook).name}: {ast.unparse(node)}"
-            raise ValueError(f"{where}: a parameter must have the form 'name: type = literal'") from None
+            raise ValueError(f"{notebook}: {ast.unparse(node)}: a parameter must have the form 'name: type = literal'") from None
     return parameters
 
 
@@ -48,20 +58,58 @@ def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str
 
     Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and report success.
     """
-    known = notebook_parameters(notebook)
+    return _check_values(given, notebook_parameters(notebook), Path(notebook).name)
+
+
+def _check_values(given: dict[str, object], known: dict[str, tuple[type, object, str]], notebook: str) -> dict[str, object]:
     checked = {}
     for name, value in given.items():
         if name not in known:
             close = difflib.get_close_matches(name, list(known), n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(known)}"
-            raise ValueError(f"{Path(notebook).name} has no parameter {name!r}: {hint}")
+            raise ValueError(f"{notebook} has no parameter {name!r}: {hint}")
         declared = known[name][0]
         if declared is float and type(value) is int:
             value = float(value)
         if type(value) is not declared:
-            raise ValueError(f"{Path(notebook).name}: {name!r} takes a {declared.__name__}, got {value!r}")
+            raise ValueError(f"{notebook}: {name!r} takes a {declared.__name__}, got {value!r}")
         checked[name] = value
     return checked
+
+
+def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
+    """Whether the values name a run that there can be. Raises ValueError, or FileNotFoundError where the data is missing."""
+    from mtprune_utils.runs import Experiment  # and torch with it
+
+    defaults = {name: default for name, (_, default, _) in notebook_parameters(notebook).items()}
+    values = defaults | check_parameters(notebook, parameters)
+    if "profile" not in values:
+        return
+    experiment = Experiment.open(*(values.get(name, "") for name in ("profile", "data", "root", "runs")), values.get("overrides"))
+    for stage, own in STAGE_NOTEBOOKS.items():
+        if Path(own).name == Path(notebook).name:
+            cell = {name: values[name] for name in ("criterion", "seed", "rank", "arm") if name in values}
+            if stage == "prune" and cell["rank"] < 0:
+                del cell["rank"]
+            getattr(experiment, stage)(**cell)
+    experiment.check()
+
+
+def check_injected(cells: list[str]) -> None:
+    """The same check within a notebook that papermill itself runs, on the sources of the cells so far (IPython's `In`).
+
+    papermill puts the given parameters into a cell of its own behind the declared ones, whatever their names.
+    """
+    declared: dict = {}
+    for cell in cells:
+        if cell.startswith("# Parameters\n"):
+            given = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
+            _check_values(given, declared, "the notebook")
+        elif not declared:
+            try:
+                declared = _declared(cell, "the notebook")
+            except (ValueError, SyntaxError):  # another cell, which somebody ran first
+                pass
 
 
 def notebook_digest(notebook: str | Path) -> str:
@@ -82,6 +130,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import, and jsonschema does without it
     import nbformat
     import papermill
+    from traitlets.config import Config
 
     notebook, output = Path(notebook), Path(output)
     parameters = check_parameters(notebook, parameters)
@@ -91,7 +140,11 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     try:
         try:
             paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
-            executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, execution_timeout=timeout)
+            # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
+            patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
+            executed = papermill.execute_notebook(
+                *paths, parameters, progress_bar=False, execution_timeout=timeout, config=patience
+            )
             problem = _incomplete(executed, expected_files)
         except Exception as error:
             problem = _reason(error, timeout)
@@ -99,8 +152,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
             executed = nbformat.read(scratch, as_version=4)
             for key in ("input_path", "output_path"):  # paths on this machine
                 executed.metadata.get("papermill", {}).pop(key, None)
-            nbformat.write(executed, scratch)
-            os.replace(scratch, failed if problem else output)
+            write_atomically(failed if problem else output, f"{nbformat.writes(executed)}\n".encode())
     finally:
         scratch.unlink(missing_ok=True)
     if problem:
@@ -151,7 +203,7 @@ def refresh_notebooks() -> None:
             print(f"{notebook.name} ...", flush=True)
             execute(notebook, Path(scratch, notebook.name), {})
         for notebook in notebooks:
-            notebook.write_text(without_volatile_metadata(Path(scratch, notebook.name).read_text()))
+            write_atomically(notebook, without_volatile_metadata(Path(scratch, notebook.name).read_text()).encode())
 
 
 def without_volatile_metadata(text: str) -> str:

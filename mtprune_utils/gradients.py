@@ -25,6 +25,13 @@ def task_backward(losses: dict[str, Tensor], model: nn.Module) -> TaskGradients:
         by_parameter = dict(zip(parameters, grads))  # None where the loss does not depend on it: the other heads
         for parameter, grad in by_parameter.items():
             if grad is not None:
-                parameter.grad = grad if parameter.grad is None else parameter.grad + grad
+                total = grad if parameter.grad is None else parameter.grad + grad
+                # As autograd lays out what it accumulates; fused optimizers rely on it without a look.
+                parameter.grad = laid_out_like(parameter, total)
         gradients[task] = {parameter: by_parameter[parameter] for parameter in shared}
     return gradients
+
+
+def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with the parameter's strides: itself if it has them, else a copy."""
+    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)

@@ -233,6 +233,12 @@ def load_model(path: Path | str) -> MultiTaskNet:
         with torch.device("meta"):
             model = MultiTaskNet(architecture)
         model.load_state_dict(state, assign=True)
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and (tensor.dtype != torch.float32 or not tensor.isfinite().all()):
+                raise ValueError(f"{name} is {tensor.dtype} or not finite")
+    except OSError:  # it is not there, or cannot be read: the error says so
+        raise
     except Exception as error:  # safetensors, json, key, shape errors: the reader needs one line, with the file's name
-        raise ValueError(f"{path} is not a network written by mtprune: {error}") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is not a network written by mtprune: {reason[:300]}") from error
     return model

@@ -16,7 +16,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
 from mtprune_utils import stats
 from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
-from mtprune_utils.runs import Experiment, Run, csv_text, provenance, read_json, write_atomically, write_json
+from mtprune_utils.files import csv_text, read_json, write_atomically, write_json
+from mtprune_utils.runs import Experiment, Run, provenance
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
 
 STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name

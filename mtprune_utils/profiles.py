@@ -11,6 +11,7 @@ Lengths are in optimizer steps, images in pixels, learning rates in their optimi
 
 import dataclasses
 import difflib
+import typing
 from dataclasses import dataclass, field
 
 from mtprune_utils.criteria import CRITERIA
@@ -26,6 +27,8 @@ def _check_optimizer(settings: "Optimization | Pruning") -> None:
     _check(settings.optimizer in ("adam", "adamw"), "optimizer must be adam or adamw", settings.optimizer)
     _check(settings.schedule in ("constant", "cosine"), "schedule must be constant or cosine", settings.schedule)
     _check(0 < settings.lr < 1e3, "lr must be positive", settings.lr)
+    _check(settings.weight_decay >= 0, "weight_decay must not be negative", settings.weight_decay)
+    _check(all(0 <= beta < 1 for beta in settings.betas), "betas must lie between 0 and 1", settings.betas)
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,10 @@ class Profile:
     margin: float = 0.1  # of the gap between dense network and position prior: what counts as no difference
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
+    checkpoint_seconds: float = 30.0  # of a run's work are lost at most when it is killed; results do not depend on it
 
     def __post_init__(self):
+        _check(self.checkpoint_seconds >= 0, "checkpoint_seconds must not be negative", self.checkpoint_seconds)
         _check(self.seeds >= 1, "seeds must be at least 1", self.seeds)
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
@@ -139,6 +144,18 @@ class Profile:
         _check(known or not self.sizes, f"controls.ranks must be from 0 to {len(self.sizes) - 1}", self.controls.ranks)
         _check(self.seeds <= self.tuning.seed, "seeds must leave out tuning.seed", self.seeds)
         _check(0 < self.margin < 1, "margin must lie between 0 and 1", self.margin)
+        _check(0 <= self.dropout < 1, "dropout must lie between 0 and 1", self.dropout)
+        _check(self.head_width >= 1, "head_width must be at least 1", self.head_width)
+        _check(self.crop >= self.stride, f"crop must be at least the stride, {self.stride} pixels", self.crop)
+        _check(self.image_height >= 1, "image_height must be at least 1", self.image_height)
+        if self.train_images is not None:
+            left = self.train_images - max(1, round(self.validation_share * self.train_images))
+            _check(left >= self.batch_size, f"of train_images, a batch of {self.batch_size} must be left after validation", left)
+        _check(bool(self.criteria), "criteria must name at least one", self.criteria)
+        _check(self.test_images is None or self.test_images >= 1, "test_images must be at least 1", self.test_images)
+        self.architecture({})  # it checks backbone, widths and stride
+        imagenet = self.backbone == "vgg16" and self.widths == VGG16_WIDTHS
+        _check(not self.pretrained or imagenet, "pretrained weights are those of a full-width vgg16", (self.backbone, self.widths))
 
     def architecture(self, tasks: dict[str, int]) -> Architecture:
         """The dense network of this profile, for {task: output channels}."""
@@ -167,8 +184,8 @@ PROFILES = {
             image_height=128, crop=96, scale=(0.75, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=48, dropout=0.0,
             dense=Optimization(lr=2e-3, steps=1300, evaluations=7),
-            prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=26),
-            retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
+            prune=Pruning(lr=5e-4, schedule="constant", every=20, filters=34),
+            retrain=Optimization(lr=2e-3, steps=750, evaluations=5),
             sizes=(0.3, 0.15), controls=Controls(ranks=(1,), schedules_of=("taylor",), budget=1.5), seeds=3,
         ),
         Profile(
@@ -204,14 +221,51 @@ PROFILES = {
 def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profile:
     """The named profile, with single numbers replaced, e.g. {"dense.steps": 200, "crop": 64}.
 
-    Raises ValueError, naming the nearest known name, for an unknown profile, setting or criterion or a wrong type.
+    Raises ValueError, naming the nearest known name, for an unknown profile, setting or criterion, a wrong type, or values
+    that are out of range or do not go together.
     """
     profile = PROFILES[known(name, PROFILES, "profile")]
+    groups: dict[str, dict] = {}  # "" holds the profile's own settings; all are replaced at once, whatever their order
     for key, value in (overrides or {}).items():
-        profile = _replace(profile, key, key.split("."), value)
+        group, _, setting = key.rpartition(".")
+        record = getattr(profile, _known_setting(key, group, _settings(profile))) if group else profile
+        names = _settings(record) if dataclasses.is_dataclass(record) else {}
+        old = getattr(record, _known_setting(key, setting, names))
+        if dataclasses.is_dataclass(old):
+            raise ValueError(f"{key!r} is a group of settings: name one of them, e.g. '{key}.lr'")
+        groups.setdefault(group, {})[setting] = _checked(key, value, typing.get_type_hints(type(record))[setting])
+    own = groups.pop("", {})
+    parts = {group: dataclasses.replace(getattr(profile, group), **changes) for group, changes in groups.items()}
+    profile = dataclasses.replace(profile, **own, **parts)
     for criterion in (*profile.criteria, *profile.controls.schedules_of):
         check_criterion(criterion)
     return profile
+
+
+def _settings(record) -> list[str]:
+    return [field.name for field in dataclasses.fields(record) if field.name != "name"]
+
+
+def _known_setting(key: str, part: str, names) -> str:
+    if part not in names:  # the whole key is told, the nearest is sought for its part
+        raise ValueError(f"unknown setting {key!r}{_nearest(part, names)}")
+    return part
+
+
+def _checked(key: str, value, hint):
+    """The value in the declared type: whole numbers count as floats, lists as tuples. Raises ValueError for another type."""
+    if typing.get_origin(hint) is tuple:
+        kinds = typing.get_args(hint)
+        if not isinstance(value, (list, tuple)) or (kinds[-1] is not ... and len(value) != len(kinds)):
+            length = "" if kinds[-1] is ... else f"{len(kinds)} "
+            raise ValueError(f"{key!r} takes a list of {length}{kinds[0].__name__}s, got {value!r}")
+        return tuple(_checked(key, item, kinds[0]) for item in value)
+    allowed = typing.get_args(hint) or (hint,)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if type(value) not in allowed:
+        raise ValueError(f"{key!r} takes a {allowed[0].__name__}, got {value!r}")
+    return value
 
 
 def check_criterion(name: str) -> None:
@@ -224,25 +278,6 @@ def known(name: str, names, kind: str) -> str:
     if name not in names:
         raise ValueError(f"unknown {kind} {name!r}{_nearest(name, names)}")
     return name
-
-
-def _replace(record, key: str, path: list[str], value):
-    fields = {f.name: getattr(record, f.name) for f in dataclasses.fields(record) if f.name != "name"}
-    if path[0] not in fields:  # the whole key is told, the nearest is sought for its part
-        raise ValueError(f"unknown setting {key!r}{_nearest(path[0], fields)}")
-    old = fields[path[0]]
-    if dataclasses.is_dataclass(old):
-        if len(path) == 1:
-            raise ValueError(f"{key!r} is a group of settings: name one of them, e.g. '{key}.lr'")
-        return dataclasses.replace(record, **{path[0]: _replace(old, key, path[1:], value)})
-    if isinstance(old, tuple) and isinstance(value, list):
-        value = tuple(value)
-    if isinstance(old, float) and type(value) is int:
-        value = float(value)
-    count = record.__dataclass_fields__[path[0]].type == int | None
-    if type(value) is not type(old) and not (count and (value is None or type(value) is int)):
-        raise ValueError(f"{key!r} takes a {type(old).__name__}, got {value!r}")
-    return dataclasses.replace(record, **{path[0]: value})
 
 
 def _nearest(name: str, names) -> str:

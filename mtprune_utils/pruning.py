@@ -1,12 +1,14 @@
 """Choosing filters by their scores, and removing them physically from the network and from the optimizer."""
 
 import math
+from dataclasses import replace
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from mtprune_utils.models import MultiTaskNet
+from mtprune_utils.gradients import laid_out_like
+from mtprune_utils.models import Architecture, MultiTaskNet, count_parameters
 from mtprune_utils.profiles import Pruning
 
 
@@ -27,6 +29,15 @@ def removal_plan(widths: list[int], settings: Pruning) -> list[int]:
     if settings.removal == "fixed":
         return [total - min(settings.filters * (i + 1), spare) for i in range(removals)]
     return [round(total * ((total - spare) / total) ** ((i + 1) / removals)) for i in range(removals)]
+
+
+def check_sizes(dense: Architecture, sizes: tuple[float, ...], floor: int) -> None:
+    """Raises ValueError if one of the sizes, shares of the dense network's parameters, lies under the floor."""
+    whole = count_parameters(dense)
+    least = count_parameters(replace(dense, widths=tuple(min(width, floor) for width in dense.widths)))
+    if any(round(size * whole) < least for size in sizes):
+        share = math.ceil(least / whole * 1000) / 1000
+        raise ValueError(f"sizes: at the floor of {floor} filters per layer a share of {share} is left: ask for more")
 
 
 def select_filters(scores: list[Tensor], budget: int, floor: int) -> list[Tensor]:
@@ -77,6 +88,10 @@ class Pruner:
                 for dependency, removed in group:
                     self._apply(dependency, removed, optimizer)
         self.model.to(memory_format=torch.channels_last)  # as in training; slicing loses the layout
+        for parameter, state in optimizer.state.items() if optimizer else ():
+            for key, value in state.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:
+                    state[key] = laid_out_like(parameter, value)
 
     def _apply(self, dependency, removed: list[int], optimizer) -> None:
         """Prune one module, and let the optimizer follow: same place in its groups, same slice of its moments."""

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
+from mtprune_utils.files import read_json, write_atomically
 from mtprune_utils.plots import style_of, title
-from mtprune_utils.runs import PROJECT, read_json, write_atomically
+from mtprune_utils.runs import PROJECT
 
 NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
     "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),

@@ -10,14 +10,9 @@ import io
 import json
 from pathlib import Path
 
-from mtprune_utils.runs import Experiment, Run, read_json, write_atomically, write_json
+from mtprune_utils.files import read_json, write_atomically, write_json
+from mtprune_utils.runs import TABLES, Experiment, Run
 
-TABLES = {  # stage: the files of a run folder that are collected
-    "dense": ("evaluations.csv", "curve.csv", "trivial.csv"),
-    "tune": ("trials.csv",),
-    "prune": ("evaluations.csv", "layers.csv"),
-    "retrain": ("evaluations.csv", "curve.csv"),
-}
 RECORDS = "runs.jsonl"
 
 
@@ -39,6 +34,7 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     stored = {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
     lines, parts = [], {name: [] for name in _table_names()}
     for run in grid:
+        run.reopen_if_damaged(print)
         if not run.done and run.name not in records:
             continue
         lines.append(json.dumps(_record(run) if run.done else records[run.name]))
@@ -79,7 +75,9 @@ def restore(experiment: Experiment, figures: Path) -> int:
         for file, content in record["files"].items():
             write_json(run.path(file), content)
         run.write_json("params.json", record["files"]["provenance.json"]["params"])
-        run.write_json("done.json", {"code": record["files"]["provenance.json"]["code"]})
+        for foreign in (*run.folder.glob("*.safetensors"), *run.folder.glob("checkpoints/*")):
+            foreign.unlink()  # of an unfinished run: perhaps of other code
+        run.finish(record["files"]["provenance.json"]["code"])
     return len(missing)
 
 

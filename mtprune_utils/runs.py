@@ -7,25 +7,26 @@ A run is finished if done.json is there. Files are written beside their place an
 """
 
 import ast
-import csv
 import hashlib
-import io
 import json
-import os
 import platform
 import subprocess
-import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
 from mtprune_utils.data import data_digest, data_tasks
+from mtprune_utils.files import checksum, csv_text, read_json, write_atomically, write_json
 from mtprune_utils.profiles import Profile, check_criterion, get_profile, known
+from mtprune_utils.pruning import check_sizes
 from mtprune_utils.tasks import Task
 
 PACKAGE = Path(__file__).parent
-TRAINING_MODULES = ("data/__init__.py", "data/_reading.py", "tasks.py", "models.py", "gradients.py", "training.py", "stages.py")
+TRAINING_MODULES = (
+    "data/__init__.py", "data/_reading.py", "tasks.py", "models.py", "gradients.py", "checkpoints.py", "training.py", "stages.py",
+)
 PRUNING_MODULES = (*TRAINING_MODULES, "criteria.py", "pruning.py")
 STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws figures and re-trains nothing
     "dense": TRAINING_MODULES,
@@ -46,6 +47,12 @@ STAGE_SETTINGS = {
     "prune": ("prune", "sizes"),
     "retrain": ("retrain",),
 }
+TABLES = {  # stage: the tables that its run folder holds, which are collected beside the figures
+    "dense": ("evaluations.csv", "curve.csv", "trivial.csv"),
+    "tune": ("trials.csv",),
+    "prune": ("evaluations.csv", "layers.csv"),
+    "retrain": ("evaluations.csv", "curve.csv"),
+}
 UNIFORM = "uniform"  # stands in a criterion's place for equal shares of every layer, which nobody has to find
 
 
@@ -65,6 +72,15 @@ class Experiment:
     @cached_property
     def tasks(self) -> dict[str, Task]:
         return data_tasks(self.data, self.data_root)
+
+    def check(self) -> None:
+        """Whether its runs are possible, before the first one: the data is there, no size lies under the floor.
+
+        Raises ValueError or FileNotFoundError.
+        """
+        self.data_digest  # looks for the files
+        dense = self.profile.architecture({name: task.channels for name, task in self.tasks.items()})
+        check_sizes(dense, self.profile.sizes, self.profile.prune.floor)
 
     @property
     def label(self) -> str:
@@ -178,6 +194,10 @@ class Run:
     rank: int | None = None
     arm: str = ""
 
+    def __post_init__(self):
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
+
     @property
     def profile(self) -> Profile:
         return self.experiment.profile
@@ -242,6 +262,38 @@ class Run:
     def done(self) -> bool:
         return self.path("done.json").exists()
 
+    def finish(self, code: str) -> None:
+        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest."""
+        names = ("*.csv", "*.safetensors", "best.json", "provenance.json", "timing.json")
+        files = {path.name: checksum(path) for name in names for path in sorted(self.folder.glob(name))}
+        self.write_json("done.json", {"code": code, "files": files})
+
+    def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
+        """Take a finished run for unfinished if its results are no longer what it wrote."""
+        if self.done and (damaged := self._damaged()):
+            report(f"{self.stage} {self.name}: {', '.join(damaged)} is damaged, the run is repeated")
+            self.path("done.json").unlink()
+
+    def _damaged(self) -> list[str]:
+        """Names of damaged files, tables that are gone among them. (Weights may be gone: they can be made again.)"""
+        try:
+            record = read_json(self.path("done.json"))
+        except ValueError:
+            return ["done.json"]
+        if not isinstance(record, dict) or "code" not in record:
+            return ["done.json"]
+        if "files" not in record:
+            return []  # finished before there were checksums: nothing is known
+        files = record["files"]
+        if not isinstance(files, dict) or not files.keys() >= set(TABLES[self.stage]):
+            return ["done.json"]
+        present = [name for name in files if self.path(name).exists()]
+        gone = [name for name in files if name not in present and not name.endswith(".safetensors")]
+        return gone + [name for name in present if checksum(self.path(name)) != files[name]]
+
+    def provenance(self) -> dict:
+        return provenance(self.stage, self.experiment.data, params=self.params)
+
     def path(self, file: str) -> Path:
         return self.folder / file
 
@@ -250,45 +302,6 @@ class Run:
 
     def write_json(self, file: str, value) -> None:
         write_json(self.path(file), value)
-
-
-def csv_text(rows: list[dict]) -> str:
-    """A CSV whose columns are those of the first row."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def read_json(path: Path):
-    return json.loads(Path(path).read_text())
-
-
-def write_json(path: Path, value) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV. (The figure notebooks read the same files with pandas.)"""
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def code_digest(stage: str, data: str = "rooms") -> str:
@@ -303,8 +316,8 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
     packages = ("torch", "numpy", "torch-pruning", "safetensors", *(["optuna"] if stage == "tune" else []))
     return {
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),
         "code": code_digest(stage, data),
         "data": data,
         "python": platform.python_version(),
@@ -313,7 +326,8 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     }
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
+    """What git says, asked in the repository; None if there is none."""
     try:
         result = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -4,24 +4,29 @@ Each takes a `Run`, does nothing if it is finished, and writes `done.json` last.
 the same functions for whatever is missing.
 """
 
+import errno
 import hashlib
+import json
 import math
 import os
 import shutil
-import time
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from mtprune_utils import training
+from mtprune_utils.checkpoints import Checkpoints, Interrupted, random_state, set_random_state
 from mtprune_utils.data import Dataset, load_dataset
+from mtprune_utils.files import UNFINISHED, locked, read_json, read_table, write_atomically
 from mtprune_utils.models import (
     Architecture, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
 )
 from mtprune_utils.profiles import Optimization, Pruning
-from mtprune_utils.runs import Run, code_digest, provenance, read_json, read_table, write_atomically
+from mtprune_utils.runs import Run, code_digest
 
 
 def load_data(run: Run) -> Dataset:
@@ -34,8 +39,15 @@ def load_data(run: Run) -> Dataset:
 
 
 def execute(run: Run, report: Callable[[str], None] = print) -> None:
-    """Do the run, and first whatever it starts from, unless it is finished."""
+    """Do the run, and first whatever it starts from, unless it is finished. An interrupted one goes on where it was.
+
+    Raises ValueError if another process is at it, and in one line what a run can fail of: RuntimeError (memory, a loss that
+    is not finite, an interruption) or OSError (the disk).
+    """
+    run.experiment.check()
+    run.reopen_if_damaged(report)
     if run.done:
+        shutil.rmtree(run.path("checkpoints"), ignore_errors=True)  # killed before it could do that itself
         changed = read_json(run.path("done.json"))["code"] != code_digest(run.stage, run.experiment.data)
         how = " with other code (delete its folder to repeat it)" if changed else ""
         report(f"{run.stage} {run.name}: finished before{how}, nothing to do")
@@ -45,18 +57,47 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
     if "OMP_NUM_THREADS" not in os.environ:
         # A second thread gains little on small networks, and two busy thread pools slow each other tenfold.
         torch.set_num_threads(1)
-    started = time.perf_counter()
+    profile, origin = run.profile, run.provenance()  # before the run: the code may be edited while it lasts
+    origin |= {"threads": torch.get_num_threads(), "device": str(_device())}
+    same = " ".join(map(str, (origin["code"], origin["threads"], origin["device"], torch.cuda.device_count(), torch.__version__)))
+    checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, same, report)
+    try:
+        with locked(run.path(".lock"), f"{run.stage} {run.name}"), checkpoints.stopping():
+            if not run.done:  # by another process, meanwhile
+                _execute(run, origin, report, checkpoints)
+            if checkpoints.stop:  # asked for too late for a checkpoint
+                raise Interrupted(f"stopped, with {run.stage} {run.name} finished: run it again to go on")
+    except training.Diverged as error:
+        kept = f"; the last good checkpoint is that of step {checkpoints.step}" if checkpoints.step else ""
+        raise training.Diverged(f"{error}{kept}") from error
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise RuntimeError(
+            f"out of memory on {_device()} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size "
+            f"or crop, e.g. {{'batch_size': {max(1, profile.batch_size // 2)}}}"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR):
+            raise
+        raise OSError(
+            f"{error.strerror} at {error.filename or f'{run.stage} {run.name}'}: make room or choose another folder (`runs`, or "
+            "MTPRUNE_CACHE for the decoded data), and run it again; what is finished is kept"
+        ) from error
+
+
+def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints: Checkpoints) -> None:
     torch.manual_seed(_seed(run))  # dropout; everything else has a generator of its own
+    for unfinished in run.folder.rglob(f".*{UNFINISHED}"):  # what a killed process was writing
+        unfinished.unlink()
     run.write_json("params.json", run.params)
     dataset = load_data(run)
-    where = {"data_digest": dataset.digest, "threads": torch.get_num_threads(), "device": str(_device())}
-    # Before the run: the code may be edited while it lasts.
-    origin = provenance(run.stage, run.experiment.data, params=run.params, **where)
-    run.write_json("provenance.json", origin)
+    run.write_json("provenance.json", origin | {"data_digest": dataset.digest})
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
-    stage(run, dataset.to(_device()), report)
-    run.write_json("timing.json", {"seconds": round(time.perf_counter() - started, 1)})
-    run.write_json("done.json", {"code": origin["code"]})
+    stage(run, dataset.to(_device()), report, checkpoints)
+    run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
+    run.finish(origin["code"])
+    checkpoints.clear()
 
 
 def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> None:
@@ -64,6 +105,8 @@ def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> N
 
     Raises FileNotFoundError in the latter case.
     """
+    for run in runs:
+        run.reopen_if_damaged(report)
     missing = [run for run in runs if not run.done]
     if missing and runs[0].profile.name != "smoke":
         name = runs[0].profile.name
@@ -85,20 +128,22 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _dense(run: Run, dataset: Dataset, report) -> None:
+def _dense(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     if run.arm != "multitask":
         dataset = dataset.only(run.arm)
     model = build(run.profile.architecture({name: task.channels for name, task in dataset.tasks.items()}), _seed(run))
     if run.profile.pretrained:
         load_imagenet_backbone(model)
-    _train_and_save(run, model, dataset, run.profile.dense, report)
+    _train_and_save(run, model, dataset, run.profile.dense, report, checkpoints)
     trivial = training.trivial_predictors(dataset, run.profile)
     run.write_table("trivial.csv", [{"predictor": name} | metrics for name, metrics in trivial.items()])
 
 
-def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: Optimization, report) -> None:
+def _train_and_save(
+    run: Run, model: MultiTaskNet, dataset: Dataset, settings: Optimization, report, checkpoints: Checkpoints
+) -> None:
     model.to(_device())
-    curve = training.train(model, dataset, run.profile, settings, _seed(run), report)
+    curve = training.train(model, dataset, run.profile, settings, _seed(run), report, checkpoints=checkpoints)
     run.write_table("curve.csv", curve)
     write_atomically(run.path("model.safetensors"), model_bytes(model))
     metrics = training.evaluate_afresh(model, dataset, dataset.test, run.profile)
@@ -108,24 +153,19 @@ def _train_and_save(run: Run, model: MultiTaskNet, dataset: Dataset, settings: O
 
 # --- pruning ---
 
-def _prune(run: Run, dataset: Dataset, report) -> None:
+def _prune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     settings = tuned(settings_of(run), run.tuning)
     last = len(run.profile.sizes) - 1
     model = network(run.source, "model.safetensors").to(_device())
-    evaluations, layer_rows = [], []
-    for evaluation, layers in training.prune_iteratively(
+    evaluations, layers = training.prune_iteratively(
         model, dataset, run.profile, settings, run.criterion, _seed(run),
         measure=lambda model: training.evaluate_afresh(model, dataset, dataset.test, run.profile),
         last_rank=None if run.rank in (None, last) else run.rank,
-    ):
-        evaluations.append(evaluation)
-        layer_rows += layers
-        if evaluation["landing"] is not None:
-            write_atomically(run.path(landed(evaluation["landing"])), model_bytes(model))
-        if evaluation["phase"] == "recovered":
-            report(f"removal {evaluation['removal']}: {evaluation['filters']} filters left")
+        landed=lambda rank: write_atomically(run.path(landed(rank)), model_bytes(model)),
+        report=report, checkpoints=checkpoints,
+    )
     run.write_table("evaluations.csv", evaluations)
-    run.write_table("layers.csv", layer_rows)
+    run.write_table("layers.csv", layers)
     write_atomically(run.path("model.safetensors"), model_bytes(model))
 
 
@@ -140,38 +180,41 @@ def network(run: Run, file: str) -> MultiTaskNet:
     Raises ValueError if the repetition does not give the same tables, as on another kind of machine.
     """
     if not run.path(file).exists():
-        state = torch.get_rng_state()
-        repeated = _elsewhere(run)
-        execute(repeated)
-        if repeated.path("evaluations.csv").read_bytes() != run.path("evaluations.csv").read_bytes():
-            raise ValueError(
-                f"{run.stage} {run.name} has no weights here, and repeating it gives other results than its tables hold "
-                "(another machine?): start without --restore to do all of it here"
-            )
-        write_atomically(run.path(file), repeated.path(file).read_bytes())
-        torch.set_rng_state(state)
+        state = random_state()
+        folder = run.experiment.root / "repeated"  # a place of its own: another job may be repeating it too
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            repeated = _elsewhere(run, Path(scratch))
+            execute(repeated)
+            if repeated.path("evaluations.csv").read_bytes() != run.path("evaluations.csv").read_bytes():
+                raise ValueError(
+                    f"{run.stage} {run.name} has no weights here, and repeating it gives other results than its tables hold "
+                    "(another machine?): start without --restore to do all of it here"
+                )
+            write_atomically(run.path(file), repeated.path(file).read_bytes())
+        run.finish(read_json(run.path("done.json"))["code"])
+        set_random_state(state)
     return load_model(run.path(file))
 
 
-def _elsewhere(run: Run) -> Run:
-    """The same run in a folder of its own, where the searches that it takes its settings from are known."""
-    scratch = run.experiment.root / "repeated" / str(os.getpid())  # another job may be repeating it too
+def _elsewhere(run: Run, scratch: Path) -> Run:
+    """The same run in another folder, where the searches that it takes its settings from are known."""
     moved = replace(run, experiment=replace(run.experiment, root=scratch))
     for upstream, copy in zip(run.inputs, moved.inputs):
         if upstream.stage == "tune":
             shutil.copytree(upstream.folder, copy.folder, dirs_exist_ok=True)
         else:
-            _elsewhere(upstream)
+            _elsewhere(upstream, scratch)
     return moved
 
 
 # --- re-training ---
 
-def _retrain(run: Run, dataset: Dataset, report) -> None:
+def _retrain(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     settings = tuned(settings_of(run), run.tuning)
     if run.arm == "scratch_longer":
         settings = replace(settings, steps=equal_compute_steps(run))
-    _train_and_save(run, start_of(run, _seed(run)), dataset, settings, report)
+    _train_and_save(run, start_of(run, _seed(run)), dataset, settings, report, checkpoints)
 
 
 def settings_of(run: Run) -> Optimization | Pruning:
@@ -227,8 +270,8 @@ def tuned(settings, search: Run | None):
     return replace(settings, lr=best["lr"], weight_decay=best["weight_decay"])
 
 
-def _tune(run: Run, dataset: Dataset, report) -> None:
-    """Optuna's search on validation images: resumed where it was interrupted, each trial written down as it ends."""
+def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
+    """Optuna's search on validation images: each trial is written down as it ends, an interrupted one goes on."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of a progress bar that nobody shows
         import optuna  # only here: the other stages run without it
@@ -239,8 +282,10 @@ def _tune(run: Run, dataset: Dataset, report) -> None:
     settings, trials = settings_of(run), run.profile.tuning.trials
     spaces = {name: optuna.distributions.FloatDistribution(*getattr(run.profile.tuning, name), log=True)
               for name in ("lr", "weight_decay")}
+    journal = run.path("journal.log")
+    _mend(journal, report)
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(run.path("journal.log")))), load_if_exists=True,
+        storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))), load_if_exists=True,
         study_name=f"{run.name} {code_digest('tune', run.experiment.data)}",  # trials of other code do not count
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=run.profile.retrain.steps // 2),
     )
@@ -256,8 +301,9 @@ def _tune(run: Run, dataset: Dataset, report) -> None:
         # A seed of each trial's own: an interrupted search goes on as an uninterrupted one would.
         study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=_stream(f"{run.name} {len(finished())}") % 2**32)
         trial = study.ask(spaces)
+        checkpoints.part = f"trial {len(finished())}"
         try:
-            loss = _try(run, dataset, replace(settings, **trial.params), trial)
+            loss = _try(run, dataset, replace(settings, **trial.params), trial, checkpoints)
         except (training.Diverged, optuna.TrialPruned):
             study.tell(trial, state=TrialState.PRUNED)
         else:
@@ -269,10 +315,30 @@ def _tune(run: Run, dataset: Dataset, report) -> None:
         for i, trial in enumerate(finished())
     ]
     run.write_table("trials.csv", rows)
+    if not any(row["state"] == "complete" for row in rows):
+        raise training.Diverged(f"{run.name}: every trial diverged, lower tuning.lr, now {run.profile.tuning.lr}")
     run.write_json("best.json", {**study.best_params, "loss": study.best_value})
 
 
-def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) -> float:
+def _mend(journal: Path, report: Callable[[str], None]) -> None:
+    """Drop what a killed process leaves of Optuna's journal, half a line and the lock, and what follows a damaged line."""
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # the run's own lock is held here
+    if not journal.exists():
+        return
+    whole, lines = [], journal.read_bytes().splitlines(keepends=True)
+    for line in lines:
+        try:
+            json.loads(line)
+        except ValueError:
+            break
+        whole.append(line)
+    whole = whole if not whole or whole[-1].endswith(b"\n") else whole[:-1]
+    if len(whole) < len(lines):
+        report(f"{journal.name} is broken off: going on from its first {len(whole)} of {len(lines)} lines")
+        write_atomically(journal, b"".join(whole))
+
+
+def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial, checkpoints: Checkpoints) -> float:
     """The validation loss that one trial's settings reach."""
     seed = _stream(f"{run.arm} {run.seed}")
     torch.manual_seed(seed)
@@ -285,13 +351,15 @@ def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial) ->
                 raise optuna.TrialPruned
 
         model = start_of(run, seed).to(_device())
-        curve = training.train(model, dataset, run.profile, settings, seed, report=lambda line: None, watch=watch)
+        curve = training.train(
+            model, dataset, run.profile, settings, seed, report=lambda line: None, watch=watch, checkpoints=checkpoints
+        )
         return min(map(training.total_loss, curve))
     model = network(run.source, "model.safetensors").to(_device())
-    for _ in training.prune_iteratively(
-        model, dataset, run.profile, settings, run.criterion, seed, measure=lambda model: {}, last_rank=run.rank
-    ):
-        pass
+    training.prune_iteratively(
+        model, dataset, run.profile, settings, run.criterion, seed, measure=lambda model: {}, last_rank=run.rank,
+        checkpoints=checkpoints,
+    )
     loss = training.total_loss(training.evaluate_afresh(model, dataset, dataset.validation, run.profile))
     if not math.isfinite(loss):
         raise training.Diverged(f"the validation loss is {loss}")

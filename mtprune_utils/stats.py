@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import scipy.stats
+from scipy.special import stdtr, stdtrit  # scipy.stats would take every kernel most of a second to import
 
 from mtprune_utils.runs import Run
 
@@ -102,13 +102,13 @@ def student(mean: float, sd: float, seeds: int) -> Estimate:
     error = sd / math.sqrt(seeds)
 
     def interval(alpha: float) -> tuple[float, float]:
-        half = error * scipy.stats.t.ppf(1 - alpha / 2, seeds - 1)
+        half = error * stdtrit(seeds - 1, 1 - alpha / 2)
         return mean - half, mean + half
 
     def p(null: float) -> float:
         if error == 0:
             return float(mean == null)
-        return float(2 * scipy.stats.t.sf(abs(mean - null) / error, seeds - 1))
+        return float(2 * stdtr(seeds - 1, -abs(mean - null) / error))
 
     return Estimate(mean, seeds, interval, p)
 

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtprune_utils.checkpoints import Checkpoints, random_state, set_random_state
 from mtprune_utils.criteria import Scores, dead_filters
-from mtprune_utils.data import Dataset, Split, augment, image_to_float, random_batches
+from mtprune_utils.data import Dataset, RandomBatches, Split, augment, image_to_float
 from mtprune_utils.gradients import TaskGradients, backward, task_backward
 from mtprune_utils.models import MultiTaskNet, complexity, count_parameters
 from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.pruning import Pruner, removal_plan, select_filters
+from mtprune_utils.pruning import Pruner, check_sizes, removal_plan, select_filters
 from mtprune_utils.tasks import Task, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -44,18 +45,14 @@ class Trainer:
         self.model = model.to(memory_format=torch.channels_last)
         self.tasks, self.mirror, self.profile = dataset.tasks, dataset.mirror, profile
         self.optimizer = OPTIMIZERS[settings.optimizer](
-            model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay
+            model.parameters(), settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         schedule = SCHEDULES[settings.schedule]
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: schedule(step / steps))
         self.generator = torch.Generator().manual_seed(seed)
-        self.batches = random_batches(dataset.train, profile.batch_size, self.generator)
+        self.batches = RandomBatches(dataset.train, profile.batch_size, self.generator)
         self.step_count = 0
-        self._reset_losses()
-
-    def _reset_losses(self) -> None:
-        self.loss_sums: dict[str, Tensor | float] = dict.fromkeys(self.tasks, 0.0)
-        self.loss_steps = 0
+        self.losses: dict[str, list[Tensor]] = {task: [] for task in self.tasks}  # of each step since they were last asked for
 
     def step(self, scores: list[Scores] = ()) -> None:
         """One forward pass, one optimizer step; `scores` are updated in between from the gradients they need."""
@@ -76,20 +73,45 @@ class Trainer:
         self.optimizer.step()
         self.scheduler.step()
         self.step_count += 1
-        self.loss_steps += 1
         for task, loss in losses.items():
-            self.loss_sums[task] = self.loss_sums[task] + loss.detach()
+            self.losses[task].append(loss.detach())
+
+    def check(self) -> None:
+        """Raises Diverged, naming task and step, if a loss since the last `mean_losses` is not finite."""
+        for task, losses in self.losses.items():
+            for i in (~torch.stack(losses).isfinite()).nonzero().flatten()[:1].tolist() if losses else ():
+                step = self.step_count - len(losses) + i + 1
+                raise Diverged(f"the loss of {task} is {losses[i].item()} at step {step}: lower the learning rate")
 
     def mean_losses(self) -> dict[str, float]:
         """Mean training loss of each task since the last call. Raises Diverged if one is not finite."""
-        means = {f"train.{task}.loss": float(total) / self.loss_steps for task, total in self.loss_sums.items()}
-        for name, value in means.items():
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"{name} is {value} in the {self.loss_steps} steps before step {self.step_count}: lower the learning rate"
-                )
-        self._reset_losses()
+        self.check()
+        means = {f"train.{task}.loss": float(sum(losses)) / len(losses) for task, losses in self.losses.items()}
+        for losses in self.losses.values():
+            losses.clear()
         return means
+
+    def state(self) -> dict:
+        """Everything that the next steps depend on, between two of them. Raises Diverged rather than to keep a broken one."""
+        self.check()
+        return {
+            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(), "batches": self.batches.state(), "step": self.step_count,
+            "losses": {task: torch.stack(losses) if losses else None for task, losses in self.losses.items()},
+            "random": random_state(),
+        }
+
+    def restore(self, state: dict) -> None:
+        """The inverse of `state`, on a network of the same widths."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.generator.set_state(state["generator"])
+        self.batches.restore(state["batches"])
+        self.step_count = state["step"]
+        device = next(self.model.parameters()).device
+        self.losses = {task: [] if kept is None else list(kept.to(device)) for task, kept in state["losses"].items()}
+        set_random_state(state["random"])
 
 
 def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
@@ -182,99 +204,141 @@ def total_loss(metrics: dict[str, float]) -> float:
 def train(
     model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Optimization, seed: int,
     report: Callable[[str], None] = print, watch: Callable[[int, float], None] = lambda step, loss: None,
+    checkpoints: Checkpoints | None = None,
 ) -> list[dict]:
     """Train in place; the weights of the evaluation with the lowest validation loss are kept.
 
     Returns the training curve: one row per evaluation, with the training loss since the last one and every validation
     metric. `selected` marks the row whose weights were kept. `watch` is told the step and summed validation loss of each.
+    With `checkpoints` an interrupted training goes on where it was. Raises Diverged if a loss is not finite.
     """
     model.train()
     trainer = Trainer(model, dataset, profile, settings, settings.steps, seed)
-    curve, best, best_state = [], math.inf, None
+    curve, best_state = [], None
+    if checkpoints and (state := checkpoints.load()):
+        trainer.restore(state["trainer"])
+        curve, best_state = state["curve"], state["best"]
+        for row in curve:
+            watch(row["step"], total_loss(row))
     marks = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
-    for step in range(1, settings.steps + 1):
+    while trainer.step_count < settings.steps:
+        if checkpoints:
+            checkpoints.keep(
+                trainer.step_count, lambda: {"trainer": trainer.state(), "curve": curve, "best": best_state}
+            )
         trainer.step()
-        if step in marks:
-            losses = trainer.mean_losses()
-            metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
-            total = total_loss(metrics)
-            if not math.isfinite(total):
-                raise Diverged(f"the validation loss is {total} at step {step}: lower the learning rate")
-            curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
-            report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
-            if total < best:
-                best, best_state = total, {name: value.clone() for name, value in model.state_dict().items()}
-                best_row = curve[-1]
-            watch(step, total)
+        if (step := trainer.step_count) not in marks:
+            continue
+        losses = trainer.mean_losses()
+        metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
+        total = total_loss(metrics)
+        if not math.isfinite(total):
+            raise Diverged(f"the validation loss is {total} at step {step}: lower the learning rate")
+        report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
+        if total < min(map(total_loss, curve), default=math.inf):
+            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+        curve.append({"step": step, "lr": trainer.scheduler.get_last_lr()[0], **losses, **metrics, "selected": 0})
+        watch(step, total)
     model.load_state_dict(best_state)
-    best_row["selected"] = 1
+    min(curve, key=total_loss)["selected"] = 1
     return curve
 
 
 def prune_iteratively(
     model: MultiTaskNet, dataset: Dataset, profile: Profile, settings: Pruning, criterion: str, seed: int,
     measure: Callable[[MultiTaskNet], dict[str, float]], last_rank: int | None = None,
-) -> Iterator[tuple[dict, list[dict]]]:
+    landed: Callable[[int], None] = lambda rank: None, report: Callable[[str], None] = lambda line: None,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[list[dict], list[dict]]:
     """The paper's loop, in place: train and score, remove the lowest filters, go on, down to the floor.
 
     On its way it lands on each of the profile's sizes: a removal that would pass one takes only the filters that bring
-    the parameter count nearest to it, and the rest goes after one more recovery. `last_rank`: stop at that size.
+    the parameter count nearest to it, and the rest goes after one more recovery; `landed` is then told the size's rank.
+    `last_rank`: stop at that size. With `checkpoints` an interrupted run goes on where it was.
 
-    Yields (evaluation, layers) for each measurement: of the dense network, and right after every removal and after the
-    recovery that follows it. `landing` in the evaluation is the rank of the size that the recovered network has landed
-    on, else None. `layers` (empty right after a removal) has one row per layer: its width, the mean cosine similarity
-    of its filters' task gradients over the last minibatches, the share of dead filters, and how many go next. Raises
-    ValueError if a size lies under the floor.
+    Returns evaluations and layers. There is one evaluation of the dense network, and one right after every removal and
+    after the recovery that follows it, whose `landing` is the rank of the size that it has landed on, else None. Before
+    every removal `layers` has one row per layer: its width, the mean cosine similarity of its filters' task gradients over
+    the last minibatches, the share of dead filters, and how many go next. Raises ValueError if a size lies under the
+    floor, Diverged if a loss is not finite.
     """
     dense = model.architecture
     plan = removal_plan(dense.widths, settings)
+    check_sizes(dense, profile.sizes, settings.floor)
     targets = {rank: round(size * count_parameters(dense)) for rank, size in enumerate(profile.sizes)}
-    least = count_parameters(replace(dense, widths=tuple(min(width, settings.floor) for width in dense.widths)))
-    if min(targets.values(), default=least) < least:
-        share = math.ceil(least / count_parameters(dense) * 1000) / 1000
-        raise ValueError(f"sizes: at the floor of {settings.floor} filters per layer a share of {share} is left: ask for more")
     model.train()
     trainer = Trainer(model, dataset, profile, settings, (len(plan) + len(targets) + 1) * settings.every, seed)
     pruner = Pruner(model)
-    random_scores = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    evaluations: list[dict] = []
+    layers: list[dict] = []
+    removal, landing, state = 0, None, checkpoints.load() if checkpoints else None
+    if state:
+        # Any filters do: the kept ones' weights and moments come from the checkpoint.
+        pruner.remove([torch.arange(old - new) for old, new in zip(dense.widths, state["widths"])], trainer.optimizer)
+        trainer.restore(state["trainer"])
+        evaluations, layers, metrics = state["evaluations"], state["layers"], state["metrics"]
+        removal, landing = state["removal"], state["landing"]
+        targets = {rank: target for rank, target in targets.items() if rank in state["targets"]}
+    else:
+        metrics = measure(model)
     size = describe(model, profile)
 
     def row(phase: str, landing: int | None = None) -> dict:
         step = trainer.step_count if phase != "dense" else 0
         return {"removal": removal, "phase": phase, "landing": landing, "step": step, **size, **metrics, **losses}
 
-    removal, landing, metrics = 0, None, measure(model)
     while True:
-        scores = Scores(criterion, model.layers, random_scores)
-        cosine = Scores("cosprune", model.layers)
-        for step in range(settings.every):
-            observe = step >= settings.every - settings.cosine_batches
+        scores, cosine = Scores(criterion, model.layers, generator), Scores("cosprune", model.layers)
+        if state:
+            scores.restore(state["scores"])
+            cosine.restore(state["cosine"])
+            state = None
+        end = (removal + 1) * settings.every
+        while trainer.step_count < end:
+            if checkpoints:
+                checkpoints.keep(trainer.step_count, lambda: {
+                    "trainer": trainer.state(), "scores": scores.state(), "cosine": cosine.state(), "removal": removal,
+                    "widths": model.architecture.widths, "landing": landing, "targets": list(targets), "metrics": metrics,
+                    "evaluations": evaluations, "layers": layers,
+                })
+            observe = trainer.step_count >= end - settings.cosine_batches
             trainer.step([scores, cosine] if observe else [scores])
         losses = trainer.mean_losses()
         if removal:
             metrics = measure(model)
-        filters = model.architecture.filters
-        count = filters - next((left for left in plan if left < filters), filters)  # 0 at the floor
-        means = scores.mean()  # once: random scores are drawn anew at every call
-        chosen = select_filters(means, count, settings.floor)
-        next_landing = min(targets, default=None)
-        if next_landing is not None and _parameters_without(model, chosen) <= targets[next_landing]:
-            chosen = _nearest_to(targets.pop(next_landing), model, means, count, settings.floor)
-        else:
-            next_landing = None
+        chosen, next_landing = _next_removal(model, scores.mean(), plan, targets, settings.floor)
         similarities, dead = cosine.mean(), dead_filters(model.layers)
-        layers = [
+        layers += [
             {"removal": removal, "layer": i, "width": len(similarity), "cosine": similarity.mean().item(),
              "dead_share": d.float().mean().item(), "removed_next": len(indices)}
             for i, (similarity, d, indices) in enumerate(zip(similarities, dead, chosen))
         ]
-        yield row("recovered" if removal else "dense", landing), layers
+        evaluations.append(row("recovered" if removal else "dense", landing))
+        if removal:
+            report(f"removal {removal}: {model.architecture.filters} filters left")
+        if landing is not None:
+            landed(landing)
         if landing is not None and landing == last_rank or not sum(map(len, chosen)):
-            return
+            return evaluations, layers
         pruner.remove(chosen, trainer.optimizer)
         size = describe(model, profile)
         removal, landing, metrics = removal + 1, next_landing, measure(model)
-        yield row("removed"), []
+        targets.pop(landing, None)
+        evaluations.append(row("removed"))
+
+
+def _next_removal(
+    model: MultiTaskNet, scores: list[Tensor], plan: list[int], targets: dict[int, int], floor: int
+) -> tuple[list[Tensor], int | None]:
+    """The filters that go next, down to the plan's next count or to the next size; and the rank of that size, if so."""
+    filters = model.architecture.filters
+    count = filters - next((left for left in plan if left < filters), filters)  # 0 at the floor
+    chosen = select_filters(scores, count, floor)
+    rank = min(targets, default=None)
+    if rank is None or _parameters_without(model, chosen) > targets[rank]:
+        return chosen, None
+    return _nearest_to(targets[rank], model, scores, count, floor), rank
 
 
 def _parameters_without(model: MultiTaskNet, chosen: list[Tensor]) -> int:

@@ -34,9 +34,10 @@ def write_notebook(path, *cells, parameters=PARAMETERS):
 
 def wait_for(condition, seconds=20):
     end = time.monotonic() + seconds
-    while not condition():
+    while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.1)
+    return found
 
 
 def alive(pid):
@@ -164,11 +165,12 @@ if Path("slow").exists():
     time.sleep(600)
 if Path("broken").exists():
     raise ValueError("a broken stage")
-for file in ("evaluations.csv", "curve.csv", "trivial.csv", "layers.csv", "model.safetensors", "done.json"):
-    run.write_json(file, "")"""
+for file in ("evaluations.csv", "curve.csv", "trivial.csv", "layers.csv", "model.safetensors"):
+    run.write_json(file, "")
+run.finish("")"""
 FIGURE_CELL = """\
 from pathlib import Path
-from mtprune_utils.runs import write_atomically
+from mtprune_utils.files import write_atomically
 for suffix in ("png", "pdf", "csv", "json"):
     write_atomically(Path(figures, f"{{profile}}-custom", f"{figure}.{{suffix}}"), b"")"""
 SHARED = """\
@@ -194,7 +196,8 @@ STAND_INS = {  # notebook: the run it makes, its own parameters
 OVERRIDES = {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0, "tuning.trials": 0}
 STUBS = {  # the copy needs no torch, which takes seconds to import
     "criteria.py": 'CRITERIA = {"taylor": None, "cosprune": None, "random": None}',
-    "models.py": "VGG16_WIDTHS = (64,) * 13\nclass Architecture:\n    pass",
+    "pruning.py": "def check_sizes(*arguments):\n    pass",
+    "models.py": "VGG16_WIDTHS = (64,) * 13\nclass Architecture:\n    def __init__(self, *fields):\n        pass",
 }
 
 

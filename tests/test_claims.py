@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from mtprune_utils import claims, results, stages
+from mtprune_utils.files import checksum, read_json, write_atomically
 from mtprune_utils.plots import fig4_claims, fig5_training_curves
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
@@ -246,10 +247,27 @@ def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_
     for run, again in zip(experiment.runs(), elsewhere.runs()):
         assert again.done and not again.path("model.safetensors").exists()
         for file in again.folder.iterdir():
-            assert file.read_bytes() == run.path(file.name).read_bytes()
+            if file.name == "done.json":  # it knows of no weights
+                assert read_json(file)["files"].items() <= read_json(run.path(file.name))["files"].items()
+            else:
+                assert file.read_bytes() == run.path(file.name).read_bytes()
     before = {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()}
     results.collect(elsewhere, figures)
     assert {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()} == before
+
+
+def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_own(finished, tmp_path):
+    experiment, figures, _ = finished
+    elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY)
+    run, source = elsewhere.prune("taylor", 0), experiment.prune("taylor", 0).path("model.safetensors")
+    write_atomically(run.path("model.safetensors"), source.read_bytes() + b" ")
+    write_atomically(elsewhere.dense(0).path("checkpoints/step000000001-0.safetensors"), b"")
+    results.restore(elsewhere, figures)
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    stages.network(run, "model.safetensors")  # made again
+    files = read_json(run.path("done.json"))["files"]
+    assert files["model.safetensors"] == checksum(source) == checksum(run.path("model.safetensors"))
+    assert not list((tmp_path / "runs" / "repeated").iterdir())
 
 
 def test_a_run_whose_weights_are_gone_is_repeated_for_them(finished, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from conftest import TASKS, random_split
-from mtprune_utils.data import IMAGENET_MEAN, IMAGENET_SD, Split, augment, load_dataset, random_batches
+from mtprune_utils.data import IMAGENET_MEAN, IMAGENET_SD, RandomBatches, Split, augment, load_dataset
 from mtprune_utils.data.rooms import FOLDER
 
 
@@ -100,13 +100,16 @@ def normals_from(depth, ray_x, ray_y):
 
 def test_batches_cover_an_epoch_without_repetition_and_are_seeded():
     split = random_split(10)
-    batches = random_batches(split, 5, torch.Generator().manual_seed(0))
+    batches = RandomBatches(split, 5, torch.Generator().manual_seed(0))
     epoch = torch.cat([next(batches).image for _ in range(2)])
     assert len(epoch.flatten(1).unique(dim=0)) == 10
-    again = random_batches(split, 5, torch.Generator().manual_seed(0))
+    again = RandomBatches(split, 5, torch.Generator().manual_seed(0))
     assert torch.equal(next(again).image, epoch[:5])
+    resumed = RandomBatches(split, 5, torch.Generator())
+    resumed.restore(again.state())
+    assert torch.equal(next(resumed).image, epoch[5:]), "an epoch goes on where it was left"
     with pytest.raises(ValueError, match="a batch of 11 needs"):
-        next(random_batches(split, 11, torch.Generator()))
+        RandomBatches(split, 11, torch.Generator())
 
 
 def test_validation_is_held_out_of_train():

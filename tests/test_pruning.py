@@ -1,10 +1,12 @@
 """The selector's rules, and that removing filters is the same as masking them, optimizer included."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from mtprune_utils.gradients import backward, task_backward
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Pruning
 from mtprune_utils.pruning import Pruner, removable_filters, removal_plan, select_filters
@@ -50,24 +52,28 @@ def masked(model, removed):
         relu.register_forward_hook(lambda module, inputs, output, mask=mask: output * mask)
 
 
-def steps(model, optimizer, seeds):
+def steps(model, optimizer, seeds, backward=backward):
     history = []
     for seed in seeds:
         optimizer.zero_grad()
-        loss = sum(losses_of(model, seed).values())
-        loss.backward()
+        losses = losses_of(model, seed)
+        backward(losses)
         optimizer.step()
-        history.append(loss.item())
+        history.append(sum(losses.values()).item())
     return history
 
 
 def pruned_and_masked(architecture, drop_optimizer_state: bool):
-    """Ten AdamW steps, surgery, ten more; the same with masks. Returns losses and kept weights of both."""
+    """Ten AdamW steps, surgery, ten more; the same with masks. Returns losses and kept weights of both.
+
+    The first as the loop does it: channels last, gradients by task, a fused optimizer; the reference plainly.
+    """
     results = []
     for remove in (True, False):
-        model = build(architecture, seed=0).double()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-        steps(model, optimizer, range(10))
+        model = build(architecture, seed=0).double().to(memory_format=torch.channels_last if remove else torch.contiguous_format)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05, fused=remove)
+        backward_of = partial(task_backward, model=model) if remove else backward
+        steps(model, optimizer, range(10), backward_of)
         scores = [layer.conv.weight.detach().abs().flatten(1).sum(1) for layer in model.layers]
         removed = select_filters(scores, 40, floor=5)
         assert sum(map(len, removed)) == 40
@@ -77,7 +83,7 @@ def pruned_and_masked(architecture, drop_optimizer_state: bool):
                 optimizer.state.clear()
         else:
             masked(model, removed)
-        losses = steps(model, optimizer, range(10, 20))
+        losses = steps(model, optimizer, range(10, 20), backward_of)
         kept = [[i for i in range(len(score)) if i not in set(indices.tolist())] for score, indices in zip(scores, removed)]
         weights = [layer.conv.weight.detach() for layer in model.layers]
         if not remove:
@@ -96,6 +102,19 @@ def test_removal_trains_on_exactly_as_masks_do(architecture, backbone):
     assert losses == pytest.approx(masked_losses, rel=1e-10)
     for ours, reference in zip(weights, masked_weights, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_and_moments_lie_as_their_parameters_do(architecture):
+    """A fused optimizer on the CPU takes them so without a look: with other strides it mixes up weights."""
+    model = build(architecture, 0).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), fused=True)
+    steps(model, optimizer, range(2), partial(task_backward, model=model))
+    scores = [layer.conv.weight.detach().abs().sum((1, 2, 3)) for layer in model.layers]
+    Pruner(model).remove(select_filters(scores, 30, floor=5), optimizer)
+    steps(model, optimizer, range(1), partial(task_backward, model=model))
+    for parameter in model.parameters():
+        moments = [value for value in optimizer.state[parameter].values() if value.dim()]
+        assert len(moments) == 2 and {t.stride() for t in (parameter.grad, *moments)} == {parameter.stride()}
 
 
 def test_the_comparison_fails_if_the_optimizer_forgets(architecture):

@@ -8,8 +8,9 @@ import pytest
 
 from mtprune_utils import runs, stages
 from mtprune_utils.data.rooms import FOLDER
+from mtprune_utils.files import csv_text, read_table, write_atomically
 from mtprune_utils.profiles import PROFILES, get_profile
-from mtprune_utils.runs import Experiment, code_digest, csv_text, read_table, write_atomically
+from mtprune_utils.runs import Experiment, code_digest
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
@@ -39,7 +40,7 @@ def test_overrides_replace_single_settings():
         ("quick", {"dense.schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
         ("quick", {"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
         ("quick", {"prune.lr": -1.0}, "lr must be positive"),
-        ("quick", {"scale": [1.0]}, "scale must be"),
+        ("quick", {"scale": [1.0, 0.5]}, "scale must be"),
         ("quick", {"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
     ],
 )
@@ -146,7 +147,7 @@ def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
     said = []
     stages.execute(run, report=said.append)
     assert said == [f"retrain {run.name}: finished before, nothing to do"]
-    run.write_json("done.json", {"code": "older"})
+    run.finish("older")
     stages.execute(run, report=said.append)
     assert "with other code" in said[-1]
     paths = "".join(file.read_text() for part in chain for file in part.folder.glob("*.json"))

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from mtprune_utils import stages, training
-from mtprune_utils.runs import Experiment, read_json, read_table
+from mtprune_utils.files import read_json, read_table
+from mtprune_utils.runs import Experiment
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4, "dense.evaluations": 1,
@@ -76,6 +77,9 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         stages.execute(run, quiet)
     assert not run.done
+    with run.path("journal.log").open("ab") as journal:
+        journal.write(b'{"op_code":6,"work')  # killed while writing
+    run.path("journal.log.lock").symlink_to(run.path("journal.log"))
     stages.execute(run, quiet)
     assert done == ["trial", "interrupted", "trial", "trial"], "the finished trial is not repeated"
     assert run.path("trials.csv").read_bytes() == tuned.tune("prune", "taylor", 0).path("trials.csv").read_bytes()

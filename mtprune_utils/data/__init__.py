@@ -60,7 +60,8 @@ class Split:
                 yield self[index if isinstance(index, slice) else index.to(self.image.device)]
         else:
             loader = torch.utils.data.DataLoader(
-                self, batch_size=None, sampler=indices, num_workers=2, pin_memory=self.device.type == "cuda"
+                self, batch_size=None, sampler=indices, num_workers=2, pin_memory=self.device.type == "cuda",
+                generator=torch.Generator(),  # or it would draw from dropout's random numbers
             )
             for batch in loader:
                 yield batch.to(self.device)
@@ -156,13 +157,32 @@ def image_to_float(image: Tensor) -> Tensor:
     return (image.float() / 255 - mean) / sd
 
 
-def random_batches(split: Split, size: int, generator: torch.Generator) -> Iterator[Split]:
-    """Endless batches without replacement within an epoch; the last, smaller one of an epoch is dropped."""
-    if size > len(split):
-        raise ValueError(f"a batch of {size} needs at least as many training images, and there are {len(split)}")
-    while True:
-        order = torch.randperm(len(split), generator=generator)
-        yield from split.gather([order[start : start + size] for start in range(0, len(split) - size + 1, size)])
+class RandomBatches:
+    """Endless batches without replacement within an epoch; the last, smaller one of an epoch is dropped.
+
+    The order is drawn from `generator` as each epoch begins. Raises ValueError if a batch is larger than the split.
+    """
+
+    def __init__(self, split: Split, size: int, generator: torch.Generator):
+        if size > len(split):
+            raise ValueError(f"a batch of {size} needs at least as many training images, and there are {len(split)}")
+        self.split, self.size, self.generator = split, size, generator
+        self.order, self.position = torch.empty(0, dtype=torch.long), 0  # of this epoch; where the next batch starts in it
+        self._coming: Iterator[Split] = iter(())
+
+    def __next__(self) -> Split:
+        if self.position + self.size > len(self.order):
+            self.restore({"order": torch.randperm(len(self.split), generator=self.generator), "position": 0})
+        self.position += self.size
+        return next(self._coming)
+
+    def state(self) -> dict:
+        return {"order": self.order, "position": self.position}
+
+    def restore(self, state: dict) -> None:
+        self.order, self.position = state["order"], state["position"]
+        starts = range(self.position, len(self.order) - self.size + 1, self.size)
+        self._coming = self.split.gather([self.order[start : start + self.size] for start in starts])
 
 
 def augment(

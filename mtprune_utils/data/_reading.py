@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtprune_utils.data import Split
@@ -47,12 +48,14 @@ def files_digest(root: Path, files: Iterable[Path]) -> str:
 def decoded(name: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
     """The split that `decode` makes, {"image": ..., task: ...}, from the cache if it was decoded before."""
     cache = cache_folder() / f"{name}-{CACHE_FORMAT}-{digest}.safetensors"
-    if not cache.exists():
+    try:
+        tensors = load_file(cache)
+    except (FileNotFoundError, SafetensorError):  # not decoded yet, or broken off
         cache.parent.mkdir(parents=True, exist_ok=True)
         fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
         save_file(decode(), fresh)
         fresh.replace(cache)
-    tensors = load_file(cache)
+        tensors = load_file(cache)
     return Split(tensors.pop("image"), tensors)
 
 

@@ -1,0 +1,158 @@
+"""Speed as ratios, each measured side by side in one run: make bench.
+
+Writes benchmarks/results/<machine>.csv, one row per ratio: the median over rounds of numerator over denominator (timed one
+after the other within a round, so that other load on the machine meets both), and the 10th and 90th percentile over rounds.
+"""
+
+import argparse
+import csv
+import platform
+import re
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.utils.benchmark import Timer
+
+from mtprune_utils.criteria import Scores
+from mtprune_utils.data import augment, load_dataset
+from mtprune_utils.models import Architecture, build, complexity
+from mtprune_utils.profiles import PROFILES, Profile
+from mtprune_utils.pruning import Pruner, select_filters
+from mtprune_utils.tasks import task_losses
+from mtprune_utils.training import Trainer
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def machine() -> str:
+    """A name for the kind of machine, not for this one."""
+    if torch.cuda.is_available():
+        name = torch.cuda.get_device_name()
+    else:
+        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
+        name = f"{found[1] if found else platform.machine()} {torch.get_num_threads()} threads"
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def compare(numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> tuple[float, float, float]:
+    """Median, 10th and 90th percentile over rounds of the ratio of their times."""
+    ratios = []
+    for i in range(rounds + 1):
+        top, bottom = (Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()).timeit(calls).mean
+                       for f in (numerator, denominator))
+        if i:  # the first round warms up
+            ratios.append(top / bottom)
+    cuts = statistics.quantiles(ratios, n=10, method="inclusive")
+    return statistics.median(ratios), cuts[0], cuts[-1]
+
+
+class Case:
+    """A network that trains on rooms, as a profile does."""
+
+    def __init__(self, profile: Profile):
+        self.profile = profile
+        self.dataset = load_dataset("rooms", "", 64, 16).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.architecture = profile.architecture({name: task.channels for name, task in self.dataset.tasks.items()})
+
+    def trainer(self, architecture: Architecture | None = None) -> Trainer:
+        model = build(architecture or self.architecture, 0).to(self.dataset.train.image.device).train()
+        return Trainer(model, self.dataset, self.profile, self.profile.dense, 10_000, 0)
+
+    def step(self, criterion: str | None = None, architecture: Architecture | None = None) -> Callable:
+        trainer = self.trainer(architecture)
+        scores = [Scores(criterion, trainer.model.layers)] if criterion else []
+        return lambda: trainer.step(scores)
+
+    def minimal(self) -> Callable:
+        """The least work that CosPrune needs, by hand: one forward pass, one backward pass per task, the optimizer."""
+        trainer, profile = self.trainer(), self.profile
+        model, tasks = trainer.model, trainer.tasks
+        backbone = list(model.backbone.parameters())
+        images, targets = augment(
+            next(trainer.batches), tasks, profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
+            trainer.generator, trainer.mirror,
+        )
+        images = images.to(memory_format=torch.channels_last)
+
+        def step() -> None:
+            losses = task_losses(tasks, model(images), targets)
+            total = None
+            for task, loss in losses.items():
+                head = list(model.heads[task].parameters())
+                grads = torch.autograd.grad(loss, [*backbone, *head], retain_graph=True)
+                shared = grads[: len(backbone)]
+                total = shared if total is None else [a + b for a, b in zip(total, shared)]
+                for parameter, grad in zip(head, grads[len(backbone) :]):
+                    parameter.grad = grad
+            for parameter, grad in zip(backbone, total):
+                parameter.grad = grad
+            trainer.optimizer.step()
+
+        return step
+
+
+def removal(case: Case, filters: int) -> Callable:
+    """Choose and remove so many filters. Each call has fewer left, as in a run."""
+    trainer = case.trainer()
+    pruner = Pruner(trainer.model)
+    trainer.step()
+    generator = torch.Generator().manual_seed(0)
+
+    def remove() -> None:
+        scores = [torch.rand(layer.conv.out_channels, generator=generator) for layer in trainer.model.layers]
+        pruner.remove(select_filters(scores, filters, floor=5), trainer.optimizer)
+
+    return remove
+
+
+def quarter(architecture: Architecture, crop: int) -> Architecture:
+    """Equal shares of every layer, so many that a quarter of the multiply-accumulates is left."""
+    dense = complexity(architecture, (crop, crop))["macs"]
+
+    def narrowed(share: float) -> Architecture:
+        return replace(architecture, widths=tuple(max(1, round(share * width)) for width in architecture.widths))
+
+    shares = [i / 256 for i in range(8, 257)]
+    return min(map(narrowed, shares), key=lambda a: abs(complexity(a, (crop, crop))["macs"] / dense - 0.25))
+
+
+def measure(rounds: int) -> list[dict]:
+    paper, quick = PROFILES["paper"], PROFILES["quick"]
+    small = replace(paper, pretrained=False, crop=97, batch_size=4)
+    large = replace(paper, pretrained=False)
+    rows = []
+
+    def add(name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> None:
+        ratio, low, high = compare(numerator, denominator, rounds, calls)
+        rows.append({"name": name, "setting": setting, "ratio": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}"})
+        print(f"{name:22} {ratio:.3f} ({low:.3f} to {high:.3f})  {setting}", flush=True)
+
+    for profile, setting, calls in ((quick, "quick", 5), (small, "full width, batch 4, 97 x 97", 1)):
+        case = Case(profile)
+        add("taylor_over_plain", setting, case.step("taylor"), case.step(), rounds, calls)
+        add("cosprune_over_minimal", setting, case.step("cosprune"), case.minimal(), rounds, calls)
+        fewer = quarter(case.architecture, profile.crop)
+        add("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), rounds, calls)
+    case = Case(large)
+    add("removal_over_plain", "full width, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=11)
+    rows = measure(parser.parse_args().rounds)
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{machine()}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], *more], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row | more for row in rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Which figures no longer follow from the code, numbers and data that are here: `make check`."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from mtprune_utils.data import data_digest
+from mtprune_utils.files import read_json
+from mtprune_utils.profiles import PROFILES
+from mtprune_utils.runs import PROJECT, code_digest, git
+
+
+def outdated(figure: Path) -> list[str]:
+    """What has changed since the figure with this provenance file was made. Empty: nothing."""
+    origin = read_json(figure)
+    name, data = origin["profile"]["name"], origin["data"]
+    reasons = []
+    if origin["code"] != code_digest("figure"):
+        reasons.append("code: figure")
+    stages = {label.split("/")[0] for label, run in origin["runs"].items()
+              if run["code"] != code_digest(label.split("/")[0], data)}
+    reasons += [f"code: {stage}" for stage in sorted(stages)]
+    if name not in PROFILES:
+        return [*reasons, f"profile {name!r} is gone"]
+    now, then = (_flat(json.loads(json.dumps(profile))) for profile in (dataclasses.asdict(PROFILES[name]), origin["profile"]))
+    reasons += [f"setting: {key}" for key in then if now.get(key) != then[key]]
+    try:
+        digest = data_digest(data)
+    except (OSError, ValueError):
+        reasons.append(f"data: {data} is not here to compare")
+    else:
+        reasons += ["data"] if any(run["data_digest"] != digest for run in origin["runs"].values()) else []
+    if origin["dirty"] or any(run["dirty"] for run in origin["runs"].values()):
+        reasons.append("made by uncommitted code")
+    return reasons
+
+
+def _flat(record: dict, prefix: str = "") -> dict:
+    """{"dense.steps": 500, ...} of nested settings."""
+    flat = {}
+    for key, value in record.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def main(figures: Path = PROJECT / "figures") -> int:
+    """Print one line for each outdated figure that is committed (each that there is, without git). Returns 1 if any, else 0."""
+    found, committed = 0, git("ls-files", "--", str(figures))
+    for figure in sorted(figures.glob("*/*.json")):
+        if committed is not None and figure.relative_to(figures.parent).as_posix() not in committed.splitlines():
+            continue
+        if reasons := outdated(figure):
+            found = 1
+            print(f"{figure.relative_to(figures.parent).with_suffix('')}: changed since are {', '.join(reasons)}")
+    if not found:
+        print("Every figure follows from the code, the numbers and the data that are here.")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Files that are whole or not there at all, the few forms that results take (CSV and JSON), and locks."""
+
+import contextlib
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+UNFINISHED = ".unfinished"  # ends the name of a file that is being written
+
+
+def csv_text(rows: list[dict]) -> str:
+    """A CSV whose columns are those of the first row."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_json(path: Path):
+    return json.loads(Path(path).read_text())
+
+
+def write_json(path: Path, value) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV. (The figure notebooks read the same files with pandas.)"""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the place, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, has to outlast a power cut
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def try_lock(file) -> bool:
+    """Lock an open file for as long as it is open; False if another process has."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock file at `path`. Raises ValueError, naming the process, if another one does; a killed one lets go."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        file.seek(0)
+        if not try_lock(file):
+            raise ValueError(f"{what} is already being run there, by process {file.read()}: wait for it or end it")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,408 @@
+"""Bad input and bad luck: one clear line, and nothing that is finished is harmed."""
+
+import errno
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from mtprune_utils import batch, check, execution, files, stages, training
+from mtprune_utils.data import load_dataset
+from mtprune_utils.execution import REPOSITORY, STAGE_NOTEBOOKS
+from mtprune_utils.models import load_model, model_bytes
+from mtprune_utils.profiles import get_profile
+from test_batch import wait_for
+from test_runs import experiment
+
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+DOCS = REPOSITORY / "docs" / "faults.md"
+
+
+def quiet(line):
+    pass
+
+
+# --- what is on disk ---
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "marker", "other json"])
+def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
+    run = experiment(tmp_path).prune("taylor", 0)
+    stages.execute(run, quiet)
+    table = run.path("evaluations.csv")
+    whole, marker = table.read_bytes(), run.path("done.json")
+    if damage == "flipped bit":
+        table.write_bytes(whole[:100] + bytes([whole[100] ^ 1]) + whole[101:])
+    elif damage == "truncated":
+        table.write_bytes(whole[:-10])
+    elif damage == "gone":
+        table.unlink()
+    elif damage == "marker":
+        marker.write_bytes(marker.read_bytes()[:10])
+    else:
+        files.write_json(marker, {"code": "", "files": {}})
+    said = []
+    stages.execute(run, said.append)
+    name = {"marker": "done.json", "other json": "done.json"}.get(damage, "evaluations.csv")
+    assert said[0] == f"prune {run.name}: {name} is damaged, the run is repeated"
+    assert run.done and table.read_bytes() == whole
+
+
+def test_a_run_finished_before_there_were_checksums_stays_finished(tmp_path):
+    run = experiment(tmp_path).dense(0)
+    stages.execute(run, quiet)
+    files.write_json(run.path("done.json"), {"code": files.read_json(run.path("done.json"))["code"]})
+    said = []
+    stages.execute(run, said.append)
+    assert said == [f"dense {run.name}: finished before, nothing to do"]
+
+
+def test_figures_take_no_damaged_table(tmp_path):
+    base = experiment(tmp_path)
+    runs = base.paper_runs()[:1]
+    stages.execute_missing(runs, quiet)
+    table = runs[0].path("evaluations.csv")
+    whole = table.read_bytes()
+    table.write_bytes(whole.replace(b"0", b"1"))
+    said = []
+    stages.execute_missing(runs, said.append)
+    assert "evaluations.csv is damaged" in said[0] and table.read_bytes() == whole
+
+
+def test_weights_that_are_gone_do_no_harm_and_damaged_ones_do(tmp_path):
+    run = experiment(tmp_path).dense(0)
+    stages.execute(run, quiet)
+    said = []
+    run.path("model.safetensors").unlink()
+    stages.execute(run, said.append)
+    assert said == [f"dense {run.name}: finished before, nothing to do"]
+    run.path("model.safetensors").write_bytes(b"0" * 100)
+    stages.execute(run, said.append)
+    assert "model.safetensors is damaged" in said[1] and run.done
+
+
+@pytest.mark.parametrize("code, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
+def test_a_disk_that_takes_no_more_is_one_line_and_harms_nothing(code, words, tmp_path, monkeypatch):
+    base = experiment(tmp_path)
+    run = base.prune("taylor", 0)
+    stages.execute(run.source, quiet)
+    before = {path: path.read_bytes() for path in run.source.folder.iterdir()}
+    sync, calls = os.fsync, []
+
+    def full(handle):
+        calls.append(handle)
+        if len(calls) > 4:  # parameters, provenance and a network fit still
+            raise OSError(code, os.strerror(code))
+        sync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=rf"{words} at prune {run.name}: make room or choose another folder") as caught:
+        stages.execute(run, quiet)
+    assert "\n" not in str(caught.value)
+    assert not run.done and not list(run.folder.glob(f".*{files.UNFINISHED}"))
+    assert {path: path.read_bytes() for path in run.source.folder.iterdir()} == before
+    monkeypatch.undo()
+    stages.execute(run, quiet)
+    assert run.done
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="Not a directory at .*file.*: make room or choose another folder"):
+        stages.execute(experiment(tmp_path / "file").dense(0), quiet)
+
+
+def test_the_launcher_too_has_one_line_for_a_folder_that_cannot_be(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path / "file" / "runs")]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert batch.main(["figures", "--profile", "smoke", "--data", "cityscapes", "--root", "nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("nowhere holds no Cityscapes: set root")
+
+
+def test_a_cache_that_broke_off_is_decoded_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTPRUNE_CACHE", str(tmp_path))
+    whole = load_dataset("rooms", "", 16, 8)
+    for cache in tmp_path.glob("*.safetensors"):
+        files.write_atomically(cache, cache.read_bytes()[:1000])  # not in place: it is mapped
+    again = load_dataset("rooms", "", 16, 8)
+    assert torch.equal(whole.train.image, again.train.image)
+
+
+# --- during a run ---
+
+def test_a_search_without_a_single_good_trial_says_what_to_lower(tmp_path, monkeypatch):
+    def diverges(*arguments):
+        raise training.Diverged("nan")
+
+    monkeypatch.setattr(stages, "_try", diverges)
+    run = experiment(tmp_path, **{"tuning.trials": 2}).tune("retrain", "uniform", 0)
+    with pytest.raises(training.Diverged, match=r"every trial diverged, lower tuning.lr, now \(0.0001, 0.01\)"):
+        stages.execute(run, quiet)
+
+
+@pytest.mark.parametrize("damage", [b"{\xff\n", b'{"op_code":6,"work'])
+def test_a_damaged_journal_of_a_search_is_cut_where_the_damage_begins(damage, tmp_path):
+    journal, said = tmp_path / "journal.log", []
+    journal.write_bytes(b'{"a":1}\n' + damage + (b'{"b":2}\n' if damage.endswith(b"\n") else b""))
+    stages._mend(journal, said.append)
+    assert journal.read_bytes() == b'{"a":1}\n' and "going on from its first 1 of" in said[0]
+    stages._mend(journal, said.append)
+    assert len(said) == 1
+
+def test_out_of_memory_says_what_to_try(tmp_path, monkeypatch):
+    def train(*arguments, **more):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB ...\n...")
+
+    monkeypatch.setattr(training, "train", train)
+    with pytest.raises(RuntimeError, match=r"^out of memory on \w+ with batches of 8 at 32 pixels: override batch_size or crop, "
+                                           r"e.g. \{'batch_size': 4\}$"):
+        stages.execute(experiment(tmp_path).dense(0), quiet)
+
+
+def test_a_loss_that_is_not_finite_names_task_step_and_the_last_good_checkpoint(tmp_path, monkeypatch):
+    run = experiment(tmp_path, **{"dense.steps": 9, "checkpoint_seconds": 0.0}).dense(0)
+    losses, steps = training.task_losses, []
+
+    def breaks(tasks, outputs, targets):
+        steps.append(1)
+        values = losses(tasks, outputs, targets)
+        return values | {"normals": values["normals"] / 0} if len(steps) == 6 else values
+
+    monkeypatch.setattr(training, "task_losses", breaks)
+    expected = r"the loss of normals is \w+ at step 6: lower the learning rate; the last good checkpoint is that of step 5"
+    with pytest.raises(training.Diverged, match=expected):
+        stages.execute(run, quiet)
+    assert not run.done
+
+
+# --- networks from elsewhere ---
+
+def header(tensors: dict, metadata: dict) -> bytes:
+    text = json.dumps({"__metadata__": metadata, **tensors}).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+TINY_RECORD = {"tasks": {"depth": 1}, "widths": [1] * 13, "head_width": 1}
+
+
+@pytest.mark.parametrize("content", [
+    b"", b"\x80\x04\x95" + b"a pickle" * 9, struct.pack("<Q", 2**62) + b"{}",
+    header({}, {}),
+    header({}, {"architecture": "not json"}),
+    header({}, {"architecture": json.dumps(TINY_RECORD | {"widths": [10**9] * 13})}),
+    header({}, {"architecture": json.dumps(TINY_RECORD | {"head_width": "wide"})}),
+    header({}, {"architecture": json.dumps(TINY_RECORD | {"backbone": "__import__('os')"})}),
+    header({"backbone.0.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+           {"architecture": json.dumps(TINY_RECORD)}),
+], ids=["empty", "pickle", "huge header", "no architecture", "no json", "huge widths", "wrong type", "backbone", "huge tensor"])
+def test_a_malformed_network_is_one_clear_error(content, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is not a network written by mtprune") as caught:
+        load_model(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil, message", [(lambda p: p.half(), "float16"), (lambda p: p * float("nan"), "not finite")])
+def test_weights_that_cannot_be_ours_are_refused(spoil, message, model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    layer = model.layers[0].conv
+    layer.weight = torch.nn.Parameter(spoil(layer.weight.detach()))
+    path.write_bytes(model_bytes(model))
+    with pytest.raises(ValueError, match=message):
+        load_model(path)
+    with pytest.raises(FileNotFoundError):
+        load_model(tmp_path / "nowhere.safetensors")
+
+
+def test_nothing_in_the_package_unpickles():
+    sources = {path.name: path.read_text() for path in (REPOSITORY / "mtprune_utils").rglob("*.py")}
+    for name, text in sources.items():
+        found = re.search(r"\bpickle\b|torch\.load\(|allow_pickle=True|\beval\(\w|\bexec\(", text.replace("model.eval(", ""))
+        assert not found, f"{name}: {found}"
+
+
+# --- parameters, before a kernel starts ---
+
+@pytest.mark.parametrize("notebook, parameters, message", [
+    ("01_train_dense", {"sed": 1}, "has no parameter 'sed': did you mean 'seed'?"),
+    ("01_train_dense", {"seed": "1"}, "'seed' takes a int, got '1'"),
+    ("01_train_dense", {"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'?"),
+    *((notebook.stem, {"data": "romms"}, "unknown data set 'romms'") for notebook in NOTEBOOKS),
+    ("03_retrain_from_scratch", {"data": "cityscapes", "root": "nowhere"}, "nowhere holds no Cityscapes: set root"),
+    ("01_train_dense", {"seed": -1}, "seed must not be negative, got -1"),
+    ("02_prune_iteratively", {"overrides": {"sizes": [0.001]}}, "sizes: at the floor of 5 filters per layer a share of"),
+    ("01_train_dense", {"arm": "dept"}, "unknown arm 'dept': did you mean 'depth'?"),
+    ("01_train_dense", {"overrides": {"backbone": "vgg61"}}, "unknown backbone 'vgg61'"),
+    ("02_prune_iteratively", {"criterion": "tailor"}, "unknown criterion 'tailor': did you mean 'taylor'?"),
+    ("02_prune_iteratively", {"overrides": {"prune.lr": -1.0}}, "lr must be positive"),
+    ("03_retrain_from_scratch", {"rank": 7}, "rank must be from 0 to 0, got 7"),
+    ("03_retrain_from_scratch", {"criterion": "uniform", "arm": "finetune"}, "unknown arm 'finetune'"),
+    ("07_tune_optimizer", {"arm": "prun"}, "unknown arm 'prun': did you mean 'prune'?"),
+    ("04_plot_fig1_iterative_pruning", {"overrides": {"crop": 96.5}}, "'crop' takes a int, got 96.5"),
+])
+def test_a_run_that_cannot_be_is_refused_before_a_kernel_starts(notebook, parameters, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
+        execution.check_run(REPOSITORY / "notebooks" / f"{notebook}.ipynb", parameters)
+
+
+def test_every_stage_has_its_notebook_and_its_defaults_are_a_run():
+    for notebook in STAGE_NOTEBOOKS.values():
+        execution.check_run(REPOSITORY / notebook, {})
+
+
+def test_the_command_line_refuses_it_too(tmp_path):
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/02_prune_iteratively.ipynb",
+               str(tmp_path / "out.ipynb"), "-p", "criterion", "tailor"]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.splitlines() == ["unknown criterion 'tailor': did you mean 'taylor'?"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("parameters, message", [({"sed": 1}, "did you mean 'seed'"), ({"seed": "one"}, "takes a int, got 'one'")])
+def test_papermill_itself_is_no_way_around_the_check(parameters, message, tmp_path):
+    import papermill
+
+    with pytest.raises(papermill.exceptions.PapermillExecutionError, match=message):
+        papermill.execute_notebook(
+            REPOSITORY / "notebooks" / "01_train_dense.ipynb", tmp_path / "out.ipynb", {"runs": str(tmp_path), **parameters},
+            progress_bar=False,
+        )
+    assert not list(tmp_path.glob("smoke*"))
+
+
+def test_every_notebook_checks_what_papermill_injects():
+    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+        first, second = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"][:2]
+        assert "parameters" in first.metadata.tags and "check_injected(In)" in second.source.splitlines(), path.name
+    declared = 'seed: int = 0  # help\nlr: float = 0.1  # help'
+    execution.check_injected(["", declared, "# Parameters\nseed = 3\nlr = 1\n", "x = 1"])
+    execution.check_injected(["", declared, "x = 1"])
+    again = "# Parameters\nseed = 4\n"  # run twice, and behind cells that somebody ran first
+    execution.check_injected(["", "import os", declared, "%matplotlib inline", "# Parameters\nseed = 3\n", again])
+    with pytest.raises(ValueError, match="has no parameter 'rl'"):
+        execution.check_injected(["", declared, "# Parameters\nrl = 1\n"])
+
+
+@pytest.mark.parametrize("overrides, message", [
+    ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
+    ({"widths": [8, 8]}, "widths must be 13 positive numbers"),
+    ({"stride": 5}, "stride must be 2, 4, 8, 16 or 32"),
+    ({"crop": 4}, "crop must be at least the stride, 8 pixels, got 4"),
+    ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
+    ({"train_images": 8}, "of train_images, a batch of 8 must be left after validation, got 7"),
+    ({"train_images": 10, "validation_share": 0.5}, "a batch of 8 must be left after validation, got 5"),
+    ({"dense.weight_decay": -1}, "weight_decay must not be negative"),
+    ({"dense.betas": [0.5, 2]}, "betas must lie between 0 and 1"),
+    ({"dense.betas": ["x", "y"]}, "'dense.betas' takes a float, got 'x'"),
+    ({"scale": [1]}, "'scale' takes a list of 2 floats"),
+    ({"widths": [8.5] * 13}, "'widths' takes a int, got 8.5"),
+    ({"criteria": [1]}, "'criteria' takes a str, got 1"),
+    ({"criteria": []}, "criteria must name at least one"),
+    ({"dense.lr.x": 1}, "unknown setting 'dense.lr.x'"),
+    ({"crop.x": 1}, "unknown setting 'crop.x'"),
+    ({"name": "x"}, "unknown setting 'name'"),
+    ({"pretrained": True}, "pretrained weights are those of a full-width vgg16"),
+    ({"checkpoint_seconds": -1}, "checkpoint_seconds must not be negative"),
+])
+def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        get_profile("smoke", overrides)
+
+
+@pytest.mark.parametrize("overrides", [
+    {"batch_size": 256, "train_images": 600}, {"dense.steps": 1, "dense.evaluations": 1},
+    {"controls.ranks": [1], "sizes": [0.5, 0.3]},
+])
+def test_overrides_go_together_in_any_order(overrides):
+    there, back = (get_profile("smoke", dict(items)) for items in (overrides.items(), reversed(overrides.items())))
+    assert there == back
+
+
+# --- figures that no longer follow ---
+
+def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, monkeypatch):
+    source = REPOSITORY / "figures" / "quick" / "fig1_iterative_pruning.json"
+    origin = json.loads(source.read_text())
+    monkeypatch.setattr(check, "code_digest", lambda stage, data="rooms": f"code of {stage}")
+    monkeypatch.setattr(check, "git", lambda *arguments: None)
+    origin |= {"code": "code of figure", "dirty": False}
+    for label, run in origin["runs"].items():
+        run |= {"code": f"code of {label.split('/')[0]}", "dirty": False}
+    path = tmp_path / "figures" / "quick" / source.name
+
+    def reasons(**changes):
+        files.write_json(path, origin | changes)
+        return check.outdated(path)
+
+    assert reasons() == [] and check.main(tmp_path / "figures") == 0
+    assert reasons(code="older") == ["code: figure"]
+    assert reasons(dirty=True) == ["made by uncommitted code"]
+    assert reasons(profile=origin["profile"] | {"batch_size": 9}) == ["setting: batch_size"]
+    dense = next(label for label in origin["runs"] if label.startswith("dense"))
+    assert reasons(runs=origin["runs"] | {dense: origin["runs"][dense] | {"code": "older"}}) == ["code: dense"]
+    assert reasons(runs=origin["runs"] | {dense: origin["runs"][dense] | {"data_digest": "other"}}) == ["data"]
+    assert check.main(tmp_path / "figures") == 1
+    assert "figures/quick/fig1_iterative_pruning: changed since are data" in capsys.readouterr().out
+
+
+# --- the table in the documentation ---
+
+def test_every_test_that_the_table_of_faults_names_exists():
+    rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| ")][1:]
+    assert len(rows) > 20
+    for row in rows:
+        file, test = re.search(r"`(test_\w+)\.(test_\w+)`", row).groups()
+        assert f"def {test}(" in Path(__file__).with_name(f"{file}.py").read_text(), row
+
+
+# --- what is installed, and what is served ---
+
+def test_the_lock_file_pins_what_the_requirements_ask_for_with_hashes():
+    def pins(name):
+        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / name).read_text(), re.MULTILINE))
+
+    asked, locked = pins("requirements.txt"), pins("requirements.lock")
+    named = {name.replace("_", "-"): version for name, version in asked.items()}
+    assert len(named) >= 15 and named.items() <= locked.items(), "run `make lock`"
+    packages = re.split(r"^(?=\w)", (REPOSITORY / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]
+    assert all("--hash=sha256:" in package for package in packages)
+    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Makefile").read_text()
+
+
+def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    lines = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
+    (command,) = [line for line in lines if "jupyter lab" in line]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
+    own_options = command.split()[1:]  # behind the program
+    words = [sys.executable, "-m", "jupyter", *own_options, "--no-browser", f"--port={port}", "--allow-root"]
+    server = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        records = wait_for(lambda: list(tmp_path.glob("jpserver-*.json")), 60)
+        record = json.loads(records[0].read_text())
+        assert len(record["token"]) >= 32
+        url = f"http://127.0.0.1:{port}/api/contents"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(url)
+        request = urllib.request.Request(url, headers={"Authorization": f"token {record['token']}"})
+        assert b"01_train_dense.ipynb" in urllib.request.urlopen(request).read()
+        own = socket.gethostbyname(socket.gethostname())
+        if not own.startswith("127."):
+            with pytest.raises(OSError):
+                socket.create_connection((own, port), timeout=5)
+    finally:
+        server.terminate()
+        server.wait(30)

@@ -1,0 +1,172 @@
+"""Real processes killed at random moments: what is finished stays, the rest goes on to the same tables and weights.
+
+`make stress` kills more often (MTPRUNE_KILLS), at moments drawn from a seed of its own (MTPRUNE_KILL_SEED).
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mtprune_utils import stages, training
+from mtprune_utils.checkpoints import Interrupted
+from mtprune_utils.execution import REPOSITORY
+from mtprune_utils.files import UNFINISHED
+from mtprune_utils.runs import Experiment
+
+KILLS = int(os.environ.get("MTPRUNE_KILLS", 3))
+SEED = int(os.environ.get("MTPRUNE_KILL_SEED", time.time_ns() % 10**6))
+TINY = {
+    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dropout": 0.2, "dense.steps": 30, "dense.evaluations": 3,
+    "retrain.steps": 30, "retrain.evaluations": 3, "prune.every": 8, "prune.filters": 110, "prune.cosine_batches": 2,
+    "tuning.trials": 2, "checkpoint_seconds": 0.0,
+}
+EXECUTE = """
+import json, sys
+from mtprune_utils import stages
+from mtprune_utils.runs import Experiment
+experiment = Experiment.open("smoke", "rooms", "", sys.argv[1], json.loads(sys.argv[2]))
+stages.execute(experiment.retrain("cosprune", 0, 0, "finetune"))
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", EXECUTE, str(folder), json.dumps(TINY)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def results(folder: Path) -> dict[str, bytes]:
+    """Every table, network and found setting under a folder."""
+    files = [path for path in folder.rglob("*") if path.suffix in (".csv", ".safetensors") or path.name == "best.json"]
+    assert not [path for path in files if path.parent.name == "checkpoints"], "a finished run keeps no checkpoints"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def being_written(folder: Path) -> list[Path]:
+    return list(folder.rglob(f".*{UNFINISHED}"))
+
+
+def finished(folder: Path) -> set[Path]:
+    return set(folder.rglob("done.json"))
+
+
+def kill_somewhere(process: subprocess.Popen, folder: Path, draw: random.Random) -> str | None:
+    """Kill a process at a random moment of its work; says how, or None if it has ended before."""
+    earlier = set(being_written(folder))
+    while process.poll() is None and not any(path.parent.name == "checkpoints" for path in set(being_written(folder)) - earlier):
+        if draw.random() < 0.0005:  # while it reads data, measures, or writes its results
+            break
+        time.sleep(0.001)
+    pause = draw.uniform(0, 0.3)
+    time.sleep(pause)
+    if draw.random() < 0.5:  # in the middle of a write
+        while process.poll() is None and not set(being_written(folder)) - earlier:
+            pass
+    if process.poll() is not None:
+        return None
+    process.kill()
+    process.communicate()
+    return f"{pause:.2f} s after work began" + (", in a write" if set(being_written(folder)) - earlier else "")
+
+
+def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
+    print(f"MTPRUNE_KILL_SEED={SEED}")
+    draw, kills, hit, chains = random.Random(SEED), [], set(), 0
+    process = start(tmp_path / "whole")
+    said, _ = process.communicate()
+    assert process.returncode == 0, said
+    expected = results(tmp_path / "whole")
+    runs = len(finished(tmp_path / "whole"))
+    assert {name.split("/")[1] for name in expected} == {"dense", "tune", "prune", "retrain"}
+
+    while len(kills) < KILLS:
+        chains += 1
+        killed = tmp_path / f"killed{chains}"
+        process, how = start(killed), ""
+        while how is not None and len(kills) < KILLS:
+            # Spread over the chain: it is let come to its share of the runs first.
+            while process.poll() is None and len(finished(killed)) < len(kills) * runs // KILLS:
+                time.sleep(0.001)
+            before = finished(killed)
+            if how := kill_somewhere(process, killed, draw):
+                kills.append(how)
+                hit |= {path.parents[1].name for path in killed.rglob("checkpoints")}
+                assert before <= finished(killed), "what is finished stays finished"
+                print(f"kill {len(kills)}/{KILLS}, {how}; {len(finished(killed))} of {runs} runs are finished")
+                process = start(killed)
+        said, _ = process.communicate()
+        assert process.returncode == 0, said
+        found = results(killed)
+        assert found.keys() == expected.keys()
+        assert [name for name in expected if found[name] != expected[name]] == []
+        assert not being_written(killed)
+    in_writes = sum("in a write" in how for how in kills)
+    print(f"{in_writes} of {len(kills)} kills fell into a write; unfinished were then {sorted(hit)}")
+    if KILLS >= 20:
+        assert in_writes and hit == {"dense", "tune", "prune", "retrain"}
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_end_says_where_it_goes_on(tmp_path, signum):
+    process = start(tmp_path)
+    while not list(tmp_path.rglob("checkpoints/*")):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signum)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "whose state is kept: run it again to go on" in said.splitlines()[-1]
+    assert not Experiment.open("smoke", "rooms", "", str(tmp_path), TINY).retrain("cosprune", 0, 0, "finetune").done
+
+
+def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeypatch):
+    run = Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"tuning.trials": 0}).prune("taylor", 0)
+    trivial = training.trivial_predictors
+
+    def asked(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return trivial(*arguments)
+
+    monkeypatch.setattr(training, "trivial_predictors", asked)
+    with pytest.raises(Interrupted, match=f"stopped, with dense {run.source.name} finished: run it again to go on"):
+        stages.execute(run, lambda line: None)
+    assert run.source.done and not run.folder.exists()
+
+
+def test_a_second_process_at_the_same_run_is_refused(tmp_path):
+    process = start(tmp_path)
+    try:
+        while not list(tmp_path.rglob("checkpoints/*")):
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGSTOP)
+        second = start(tmp_path)
+        said, _ = second.communicate(timeout=60)
+        assert second.returncode == 1
+        assert f"is already being run there, by process {process.pid}: wait for it or end it" in said.splitlines()[-1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_own(tmp_path):
+    parameters = {"profile": "smoke", "runs": str(tmp_path), "overrides": json.dumps({"dense.steps": 100_000})}
+    words = [word for name, value in parameters.items() for word in ("-p", name, value)]
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/01_train_dense.ipynb"]
+    runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.rglob("provenance.json")):
+        assert runner.poll() is None
+        time.sleep(0.05)
+    time.sleep(2)
+    runner.terminate()
+    _, said = runner.communicate(timeout=60)
+    assert runner.returncode == 128 + signal.SIGTERM
+    assert "01_train_dense.ipynb: stopped. Run it again: it goes on from its last checkpoint, if it has one" in said
+    (checkpoint,) = tmp_path.rglob("checkpoints/step*.safetensors")
+    assert not checkpoint.name.startswith("step000000000")
+    assert not (tmp_path / "out.ipynb").exists()
