@@ -16,10 +16,10 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims test stress check bench bench-scores notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
 	@$(BATCH) figures --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(JOBS),--jobs $(JOBS))
@@ -43,6 +43,12 @@ stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and com
 
 check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
 	@$(BIN)/python -m mtprune_utils.check
+
+bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (a quarter of an hour; nothing else may run)
+	$(BIN)/python benchmarks/ratios.py
+
+bench-scores: $(INSTALLED)  ## how far scores on fewer minibatches, or in bf16, agree with all in float32 (trains, an hour)
+	$(BIN)/python benchmarks/scores.py
 
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
 	@$(BATCH) refresh

@@ -26,7 +26,10 @@ SHARED = {
 PROFILE = get_profile(SHARED["profile"], OVERRIDES)
 EXPERIMENT = Experiment(PROFILE, SHARED["data"], SHARED["root"], Path(SHARED["runs"]))
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
-SHOWN = {"paper": EXPERIMENT.paper_runs(), "all": list(RUNS.values())}
+SHOWN = {
+    "paper": EXPERIMENT.paper_runs(), "first seed": [run for run in EXPERIMENT.paper_runs() if run.seed == 0],
+    "all": list(RUNS.values()),
+}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
@@ -39,7 +42,8 @@ FIGURES = {  # figure: its notebook, which runs it shows, of which stages
     "fig3_retrained_from_scratch": (
         "notebooks/06_plot_fig3_retrained_from_scratch.ipynb", "paper", ("dense", "prune", "retrain"),
     ),
-    "fig4_claims": ("notebooks/08_judge_claims.ipynb", "all", ("dense", "tune", "prune", "retrain")),
+    "fig4_speedup": ("notebooks/10_measure_speedup.ipynb", "first seed", ("prune",)),
+    "fig5_claims": ("notebooks/08_judge_claims.ipynb", "all", ("dense", "tune", "prune", "retrain")),
 }
 # Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
 STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
@@ -151,5 +155,7 @@ rule figure:
         notebook=lambda wildcards: FIGURES[wildcards.figure][0],
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
+    # Latencies are measured while nothing else runs.
+    threads: lambda wildcards: workflow.cores if wildcards.figure == "fig4_speedup" else 1
     shell:
         RUN

@@ -9,6 +9,7 @@ import csv
 import platform
 import re
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +19,12 @@ from torch.utils.benchmark import Timer
 
 from mtprune_utils.criteria import Scores
 from mtprune_utils.data import augment, load_dataset
+from mtprune_utils.gradients import laid_out_like
 from mtprune_utils.models import Architecture, build, complexity
 from mtprune_utils.profiles import PROFILES, Profile
 from mtprune_utils.pruning import Pruner, select_filters
 from mtprune_utils.tasks import task_losses
-from mtprune_utils.training import Trainer
+from mtprune_utils.training import Trainer, forward
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -66,29 +68,44 @@ class Case:
         scores = [Scores(criterion, trainer.model.layers)] if criterion else []
         return lambda: trainer.step(scores)
 
-    def minimal(self) -> Callable:
-        """The least work that CosPrune needs, by hand: one forward pass, one backward pass per task, the optimizer."""
+    def compiled(self) -> tuple[Callable, float]:
+        """A plain step under torch.compile, and the seconds that the first one takes."""
+        trainer = self.trainer()
+        trainer.model = torch.compile(trainer.model)
+        start = time.perf_counter()
+        trainer.step()
+        return trainer.step, time.perf_counter() - start
+
+    def minimal(self, batched: bool = False) -> Callable:
+        """The least work that CosPrune needs, by hand: a minibatch, one forward pass, one backward per task, the optimizer.
+
+        batched: the backbone's backward passes as one call, which autograd vectorises (`is_grads_batched`).
+        """
         trainer, profile = self.trainer(), self.profile
         model, tasks = trainer.model, trainer.tasks
         backbone = list(model.backbone.parameters())
-        images, targets = augment(
-            next(trainer.batches), tasks, profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
-            trainer.generator, trainer.mirror,
-        )
-        images = images.to(memory_format=torch.channels_last)
 
         def step() -> None:
-            losses = task_losses(tasks, model(images), targets)
-            total = None
-            for task, loss in losses.items():
+            images, targets = augment(
+                next(trainer.batches), tasks, profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
+                trainer.generator, trainer.mirror, profile.stride,
+            )
+            features = forward(model.backbone, images, profile)
+            outputs = {task: forward(head, features, profile).float() for task, head in model.heads.items()}
+            at_features = []
+            for task, loss in task_losses(tasks, outputs, targets).items():
                 head = list(model.heads[task].parameters())
-                grads = torch.autograd.grad(loss, [*backbone, *head], retain_graph=True)
-                shared = grads[: len(backbone)]
-                total = shared if total is None else [a + b for a, b in zip(total, shared)]
-                for parameter, grad in zip(head, grads[len(backbone) :]):
+                gradient, *grads = torch.autograd.grad(loss, [features, *head])
+                at_features.append(gradient)
+                for parameter, grad in zip(head, grads):
                     parameter.grad = grad
-            for parameter, grad in zip(backbone, total):
-                parameter.grad = grad
+            if batched:
+                stacked = torch.autograd.grad(features, backbone, torch.stack(at_features), is_grads_batched=True)
+            else:
+                by_task = [torch.autograd.grad(features, backbone, gradient, retain_graph=True) for gradient in at_features]
+                stacked = [torch.stack(grads) for grads in zip(*by_task)]
+            for parameter, grads in zip(backbone, stacked):
+                parameter.grad = laid_out_like(parameter, grads.sum(0))
             trainer.optimizer.step()
 
         return step
@@ -121,8 +138,9 @@ def quarter(architecture: Architecture, crop: int) -> Architecture:
 
 def measure(rounds: int) -> list[dict]:
     paper, quick = PROFILES["paper"], PROFILES["quick"]
-    small = replace(paper, pretrained=False, crop=97, batch_size=4)
-    large = replace(paper, pretrained=False)
+    precision = "bf16" if torch.cuda.is_available() else "float32"  # few CPUs have arithmetic for bf16
+    large = replace(paper, pretrained=False, precision=precision)
+    small = replace(large, crop=97, batch_size=4)
     rows = []
 
     def add(name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> None:
@@ -134,8 +152,12 @@ def measure(rounds: int) -> list[dict]:
         case = Case(profile)
         add("taylor_over_plain", setting, case.step("taylor"), case.step(), rounds, calls)
         add("cosprune_over_minimal", setting, case.step("cosprune"), case.minimal(), rounds, calls)
+        add("batched_over_minimal", setting, case.minimal(batched=True), case.minimal(), rounds, calls)
         fewer = quarter(case.architecture, profile.crop)
         add("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), rounds, calls)
+    case = Case(quick)
+    compiled, seconds = case.compiled()
+    add("compiled_over_plain", f"quick, after {seconds:.0f} s of compiling", compiled, case.step(), rounds, 5)
     case = Case(large)
     add("removal_over_plain", "full width, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
     return rows

@@ -262,7 +262,7 @@ def judge_claims(profile: str, runs: str, figures: str, overrides: dict, data: s
     """The claims of what is finished so far: for a study of which not every run is there yet."""
     notebook = REPOSITORY / "notebooks" / "08_judge_claims.ipynb"
     place = {"runs": from_repository(runs), "figures": from_repository(figures)}
-    executed = REPOSITORY / place["runs"] / profile / "figures" / "fig4_claims.ipynb"
+    executed = REPOSITORY / place["runs"] / profile / "figures" / "fig5_claims.ipynb"
     execute(notebook, executed, {"profile": profile, "overrides": overrides, "data": data, "root": root, **place})
     from mtprune_utils.runs import Experiment
 

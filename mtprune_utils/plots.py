@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
 
 from mtprune_utils import stats
 from mtprune_utils.criteria import CRITERIA
@@ -299,10 +299,50 @@ def fig3_retrained_from_scratch(
     return figure, _tidy(data)
 
 
+def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """What pruning buys at inference: measured against theoretical speed-up (dense MACs / MACs), and the memory that it saves.
+
+    table: `inference.speedups`. One row of panels per batch; filled marks are the networks as pruning left them, open ones
+    have their widths rounded up. The diagonal is where a network costs what its MACs say. Returns the figure and the table.
+    """
+    shown = [(device, runtime, "speedup") for device, runtime in table.groupby(["device", "runtime"], sort=False).groups]
+    shown += [(device, "PyTorch", "memory_ratio") for device in dict.fromkeys(table["device"])]
+    names = {"cpu": "CPU", "cuda": "GPU"}
+    batches = list(dict.fromkeys(table["batch"]))
+    shape = {"figsize": (3.8 * len(shown), 3.2 * len(batches)), "squeeze": False, "sharex": True, "sharey": True}
+    figure, axes = plt.subplots(len(batches), len(shown), layout="constrained", **shape)
+    for row, batch in zip(axes, batches):
+        for axis, (device, runtime, value) in zip(row, shown):
+            panel = table[(table["device"] == device) & (table["runtime"] == runtime) & (table["batch"] == batch)]
+            ends = [1, table["theoretical"].max()]
+            axis.plot(ends, ends, color="black", linewidth=0.8, linestyle=":", label="in proportion to MACs")
+            for (criterion, network), line in panel.groupby(["criterion", "network"], sort=False):
+                colour, label = style_of(criterion)
+                found = network == "found"
+                style = {"marker": "o", "linestyle": "-"} if found else {"marker": "s", "linestyle": "", "fillstyle": "none"}
+                line = line.sort_values("theoretical")
+                x, y = line["theoretical"], line[value]
+                if found:  # the dense network, where every run starts
+                    x, y = [1, *x], [1, *y]
+                axis.plot(x, y, color=colour, markersize=5, label=label if found else f"{label}, {network}", **style)
+            memory = value == "memory_ratio"
+            what = f"{names[device]}, peak memory" if memory else f"{names[device]}, {runtime}"
+            axis.set(title=f"{what}, batch {batch}", ylabel="dense peak / peak" if memory else "measured speed-up")
+            axis.set(xscale="log", yscale="log")
+            for scale in (axis.xaxis, axis.yaxis):
+                scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                scale.set_major_formatter(FormatStrFormatter("%g×"))
+                scale.set_minor_locator(NullLocator())
+    for axis in axes[-1]:
+        axis.set(xlabel="theoretical speed-up (dense MACs / MACs)")
+    _legend_below(figure, axes[0, 0])
+    return figure, table.assign(widths=[" ".join(map(str, widths)) for widths in table["widths"]])
+
+
 VERDICTS = {"supported": "tab:green", "refuted": "tab:red", "undecided": "tab:gray"}
 
 
-def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFrame]:
+def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFrame]:
     """Every claim's estimate and interval, the claim as a whole (diamond) and task by task, coloured by verdict.
 
     table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin.
@@ -327,7 +367,7 @@ def fig4_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
     return figure, rows
 
 
-def fig5_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def fig6_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Re-training, arm by arm: the validation endpoint of each task, as the share of the gap, mean over seeds and criteria.
 
     curves: columns arm, rank, progress (share of the run's own steps), task, kept. Returns the figure and the plotted data.

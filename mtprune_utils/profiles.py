@@ -61,11 +61,16 @@ class Pruning:
     filters: int = 100
     floor: int = 5
     removal: str = "fixed"  # or "geometric": as many removals, each taking an equal share of what is left
-    cosine_batches: int = 5  # minibatches before each removal over which the layer-wise cosine is observed
+    multiple: int = 1  # round the widths that are kept up to a multiple of this, e.g. 8 for a GPU's matrix units
+    score_every: int = 1  # criteria that need a gradient per task score every so-many-th minibatch
+    cosine_batches: int = 5  # the last of those before each removal, on which the layer-wise cosine is observed
 
     def __post_init__(self):
         _check_optimizer(self)
-        _check(1 <= self.cosine_batches <= self.every, "cosine_batches must be from 1 to every", self.cosine_batches)
+        _check(1 <= self.score_every <= self.every, "score_every must be from 1 to every", self.score_every)
+        _check(self.cosine_batches >= 1, "cosine_batches must be at least 1", self.cosine_batches)
+        fits = self.multiple >= 1 and self.floor % self.multiple == 0
+        _check(fits, "multiple must be at least 1 and divide the floor", (self.multiple, self.floor))
         _check(self.filters >= 1, "filters must be at least 1", self.filters)
         _check(self.floor >= 1, "floor must be at least 1", self.floor)
         _check(self.removal in ("fixed", "geometric"), "removal must be fixed or geometric", self.removal)
@@ -128,9 +133,15 @@ class Profile:
     margin: float = 0.1  # of the gap between dense network and position prior: what counts as no difference
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
-    checkpoint_seconds: float = 30.0  # of a run's work are lost at most when it is killed; results do not depend on it
+    precision: str = "float32"  # or "bf16": forward and backward passes under autocast; weights and scores stay float32
+    # How a run is done, which its name leaves out:
+    device: str = field(default="auto", compare=False)  # a GPU if there is one; or "cpu", "cuda"
+    deterministic: bool = field(default=False, compare=False)  # on a GPU: operations that repeat to the bit, where there are any
+    checkpoint_seconds: float = field(default=30.0, compare=False)  # of a run's work are lost at most when it is killed
 
     def __post_init__(self):
+        _check(self.precision in ("float32", "bf16"), "precision must be float32 or bf16", self.precision)
+        _check(self.device in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda", self.device)
         _check(self.checkpoint_seconds >= 0, "checkpoint_seconds must not be negative", self.checkpoint_seconds)
         _check(self.seeds >= 1, "seeds must be at least 1", self.seeds)
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
@@ -192,10 +203,10 @@ PROFILES = {
             "study",
             image_height=96, crop=64, scale=(2 / 3, 1.0), batch_size=8,
             backbone="vgg16_bn", widths=_narrow(8), stride=8, head_width=16, dropout=0.0,
-            dense=Optimization(lr=2e-3, steps=1200, evaluations=6),
-            prune=Pruning(lr=5e-4, every=20, filters=13),
-            retrain=Optimization(lr=2e-3, steps=1200, evaluations=10),
-            sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1)), tuning=Tuning(trials=16), seeds=8,
+            dense=Optimization(lr=2e-3, steps=1000, evaluations=5),
+            prune=Pruning(lr=5e-4, every=20, filters=17),
+            retrain=Optimization(lr=2e-3, steps=1000, evaluations=8),
+            sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1), budget=2.0), tuning=Tuning(trials=16), seeds=8,
         ),
         Profile(
             # Two classifications on 36 x 36 pixels that may be neither cropped nor mirrored: for multifashion.
@@ -209,7 +220,7 @@ PROFILES = {
         ),
         Profile(
             "paper",
-            depth_follows_scale=False, pretrained=True,
+            depth_follows_scale=False, pretrained=True, precision="bf16",
             dense=Optimization(lr=1e-4, steps=25_000, evaluations=50),
             retrain=Optimization(lr=1e-3, steps=15_000, evaluations=30),
             sizes=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17), controls=Controls(seeds=6, ranks=(5, 9)), seeds=6,

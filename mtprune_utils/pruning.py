@@ -40,25 +40,34 @@ def check_sizes(dense: Architecture, sizes: tuple[float, ...], floor: int) -> No
         raise ValueError(f"sizes: at the floor of {floor} filters per layer a share of {share} is left: ask for more")
 
 
-def select_filters(scores: list[Tensor], budget: int, floor: int) -> list[Tensor]:
+def select_filters(scores: list[Tensor], budget: int, floor: int, multiple: int = 1) -> list[Tensor]:
     """The `budget` filters with the lowest scores over all layers, none of which goes under `floor` filters.
 
-    scores: one (filters,) tensor per layer. Returns the sorted indices to remove, one int64 tensor per layer. Ties
-    break by (score, layer, filter). Raises ValueError if there are fewer than `budget` to remove, or a score is NaN.
+    scores: one (filters,) tensor per layer. multiple: kept widths are rounded up to a multiple of this, and the next lowest
+    go in place of the filters that this gives back; up to multiple - 1 more than the budget may go. Returns the sorted
+    indices to remove, one int64 tensor per layer. Ties break by (score, layer, filter). Raises ValueError if there are fewer
+    than `budget` to remove, or a score is NaN.
     """
-    available = removable_filters([len(score) for score in scores], floor)
+    widths = [len(score) for score in scores]
+    available = removable_filters(widths, floor)
     if budget > available:
         raise ValueError(f"asked to remove {budget} filters, but only {available} are above the floor of {floor} per layer")
-    flat = torch.cat(scores)
+    flat = torch.cat(scores).cpu()  # one transfer
     if flat.isnan().any():
         raise ValueError("a score is NaN: the loss diverged; lower the learning rate")
-    # A filter may go only if enough better ones of its layer stay: its rank in the layer is under width - floor.
-    ranks = torch.cat([score.argsort(stable=True).argsort() for score in scores])
-    spare = torch.cat([torch.full_like(score, len(score) - floor, dtype=torch.long) for score in scores])
+    ranks = [score.argsort(stable=True).argsort() for score in flat.split(widths)]
+    # A filter may go only if enough better ones of its layer stay.
+    may_go = torch.cat([rank < width - floor for rank, width in zip(ranks, widths)])
     order = flat.argsort(stable=True)  # stable: ties stay in (layer, filter) order
-    chosen = torch.zeros_like(flat, dtype=torch.bool)
-    chosen[order[(ranks < spare)[order]][:budget]] = True
-    return [part.nonzero().flatten() for part in chosen.split([len(score) for score in scores])]
+    order = order[may_go[order]]
+    for count in range(budget, available + 1):
+        kept = torch.ones_like(flat, dtype=torch.bool)
+        kept[order[:count]] = False
+        left = [math.ceil(int(part.sum()) / multiple) * multiple for part in kept.split(widths)]
+        removed = [max(width - new, 0) for width, new in zip(widths, left)]
+        if sum(removed) >= budget:
+            break
+    return [(rank < number).nonzero().flatten() for rank, number in zip(ranks, removed)]
 
 
 class Pruner:

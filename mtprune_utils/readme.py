@@ -20,8 +20,9 @@ NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws,
     "07_tune_optimizer": (
         "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0",
     ),
-    "08_judge_claims": ("the claims' verdicts", "fig4_claims", ""),
+    "08_judge_claims": ("the claims' verdicts", "fig5_claims", ""),
     "09_tour_data": ("the data", "", ""),
+    "10_measure_speedup": ("what pruning buys at inference", "fig4_speedup", ""),
 }
 CLAIM_PROFILES = ("study", "quick")  # the first one that has results decides the claims
 
@@ -77,7 +78,7 @@ def claims_table(figures: Path) -> str:
     lines += [
         "", f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
         f"position prior (0) and the dense network (1); verdicts are about every task, each with its own interval in "
-        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig4_claims.png). The rules were "
+        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules were "
         "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb). "
         "`make study` decides what a smaller profile leaves open.",
     ]

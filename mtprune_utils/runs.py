@@ -33,13 +33,13 @@ STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws 
     "tune": PRUNING_MODULES,
     "prune": PRUNING_MODULES,
     "retrain": TRAINING_MODULES,
-    "figure": ("stats.py", "claims.py", "results.py", "plots.py", "tasks.py", "models.py", "runs.py"),
+    "figure": ("stats.py", "claims.py", "results.py", "inference.py", "plots.py", "tasks.py", "models.py", "runs.py"),
 }
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # where relative folders start
 
 SHARED_SETTINGS = (
     "train_images", "test_images", "validation_share", "image_height", "crop", "scale", "depth_follows_scale", "batch_size",
-    "backbone", "widths", "stride", "head_width", "dropout",
+    "backbone", "widths", "stride", "head_width", "dropout", "precision",
 )
 STAGE_SETTINGS = {
     "dense": ("dense", "pretrained"),
@@ -314,7 +314,8 @@ def code_digest(stage: str, data: str = "rooms") -> str:
 
 def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
-    packages = ("torch", "numpy", "torch-pruning", "safetensors", *(["optuna"] if stage == "tune" else []))
+    own = {"tune": ("optuna",), "figure": ("onnxruntime",)}.get(stage, ())
+    packages = ("torch", "numpy", "torch-pruning", "safetensors", *own)
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),

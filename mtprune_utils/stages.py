@@ -25,7 +25,7 @@ from mtprune_utils.files import UNFINISHED, locked, read_json, read_table, write
 from mtprune_utils.models import (
     Architecture, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
 )
-from mtprune_utils.profiles import Optimization, Pruning
+from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.runs import Run, code_digest
 
 
@@ -54,11 +54,10 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
         return
     for upstream in run.inputs:
         execute(upstream, report)
-    if "OMP_NUM_THREADS" not in os.environ:
-        # A second thread gains little on small networks, and two busy thread pools slow each other tenfold.
-        torch.set_num_threads(1)
     profile, origin = run.profile, run.provenance()  # before the run: the code may be edited while it lasts
-    origin |= {"threads": torch.get_num_threads(), "device": str(_device())}
+    device = device_of(profile)
+    _set_up(profile, device)
+    origin |= {"threads": torch.get_num_threads(), "device": str(device)}
     same = " ".join(map(str, (origin["code"], origin["threads"], origin["device"], torch.cuda.device_count(), torch.__version__)))
     checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, same, report)
     try:
@@ -74,7 +73,7 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
         raise RuntimeError(
-            f"out of memory on {_device()} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size "
+            f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size "
             f"or crop, e.g. {{'batch_size': {max(1, profile.batch_size // 2)}}}"
         ) from error
     except OSError as error:
@@ -94,7 +93,7 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
     dataset = load_data(run)
     run.write_json("provenance.json", origin | {"data_digest": dataset.digest})
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
-    stage(run, dataset.to(_device()), report, checkpoints)
+    stage(run, dataset.to(device_of(run.profile)), report, checkpoints)
     run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
     run.finish(origin["code"])
     checkpoints.clear()
@@ -124,8 +123,24 @@ def _stream(name: str) -> int:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big")
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_of(profile: Profile) -> torch.device:
+    """Raises ValueError if the profile asks for a GPU and there is none."""
+    if profile.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no GPU here: override it with auto or cpu")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if profile.device == "auto" else profile.device)
+
+
+def _set_up(profile: Profile, device: torch.device) -> None:
+    """Turn torch's global switches."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        # A second thread gains little on small networks, and two busy thread pools slow each other tenfold.
+        torch.set_num_threads(1)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic operations ask for
+        torch.use_deterministic_algorithms(profile.deterministic, warn_only=True)
+        torch.backends.cudnn.benchmark = not profile.deterministic  # shapes stay the same from one removal to the next
+        torch.set_float32_matmul_precision("high")  # TF32
 
 
 def _dense(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
@@ -142,7 +157,7 @@ def _dense(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None
 def _train_and_save(
     run: Run, model: MultiTaskNet, dataset: Dataset, settings: Optimization, report, checkpoints: Checkpoints
 ) -> None:
-    model.to(_device())
+    model.to(device_of(run.profile))
     curve = training.train(model, dataset, run.profile, settings, _seed(run), report, checkpoints=checkpoints)
     run.write_table("curve.csv", curve)
     write_atomically(run.path("model.safetensors"), model_bytes(model))
@@ -156,7 +171,7 @@ def _train_and_save(
 def _prune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     settings = tuned(settings_of(run), run.tuning)
     last = len(run.profile.sizes) - 1
-    model = network(run.source, "model.safetensors").to(_device())
+    model = network(run.source, "model.safetensors").to(device_of(run.profile))
     evaluations, layers = training.prune_iteratively(
         model, dataset, run.profile, settings, run.criterion, _seed(run),
         measure=lambda model: training.evaluate_afresh(model, dataset, dataset.test, run.profile),
@@ -350,12 +365,12 @@ def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial, ch
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        model = start_of(run, seed).to(_device())
+        model = start_of(run, seed).to(device_of(run.profile))
         curve = training.train(
             model, dataset, run.profile, settings, seed, report=lambda line: None, watch=watch, checkpoints=checkpoints
         )
         return min(map(training.total_loss, curve))
-    model = network(run.source, "model.safetensors").to(_device())
+    model = network(run.source, "model.safetensors").to(device_of(run.profile))
     training.prune_iteratively(
         model, dataset, run.profile, settings, run.criterion, seed, measure=lambda model: {}, last_rank=run.rank,
         checkpoints=checkpoints,

@@ -14,7 +14,6 @@ geometry         target                invalid            when the picture is en
 ===============  ====================  =================  ==============================================================
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -31,8 +30,7 @@ class Task:
     """One task of a multi-task network.
 
     loss(output, target) takes tensors of equal height and width (but for "image") and returns the mean over valid pixels
-    (a scalar; 0 where no pixel is valid). meter() makes an accumulator with update(output, target) and compute() ->
-    {metric: float}.
+    (a scalar; 0 where no pixel is valid). meter() makes a `Meter`.
     """
 
     name: str
@@ -60,13 +58,21 @@ class Task:
 
 
 class Meter:
-    """Accumulates a metric over every pixel of a data set; nothing leaves the device before compute()."""
+    """Accumulates metrics over every pixel of a data set: update(output, target), then compute() -> {metric: scalar tensor}.
+
+    Nothing leaves the device.
+    """
 
     def update(self, output: Tensor, target: Tensor) -> None:
         raise TypeError("a Meter needs update(); subclass it")
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, Tensor]:
         raise TypeError("a Meter needs compute(); subclass it")
+
+
+def numbers(scalars: dict[str, Tensor]) -> dict[str, float]:
+    """Scalars from a device, in one transfer."""
+    return dict(zip(scalars, torch.stack([scalar.double() for scalar in scalars.values()]).tolist()))
 
 
 def _masked_mean(values: Tensor, valid: Tensor) -> Tensor:
@@ -105,14 +111,11 @@ class SegmentationMeter(Meter):
         counts = torch.bincount(pairs.flatten(), minlength=(self.classes + 1) * self.classes)
         self.confusion = self.confusion + counts.view(-1, self.classes)[: self.classes]
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, Tensor]:
         confusion = self.confusion.double()
         hit = confusion.diagonal()
         union = confusion.sum(0) + confusion.sum(1) - hit
-        return {
-            "pixel_accuracy": (hit.sum() / confusion.sum()).item(),
-            "miou": (hit / union)[union > 0].mean().item(),
-        }
+        return {"pixel_accuracy": hit.sum() / confusion.sum(), "miou": (hit / union)[union > 0].mean()}
 
 
 class DepthMeter(Meter):
@@ -132,9 +135,9 @@ class DepthMeter(Meter):
         values = [torch.ones_like(error), error, error / safe, *(ratio < 1.25**k for k in (1, 2, 3))]
         self.sums = self.sums + torch.stack([(value * valid).sum() for value in values])
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, Tensor]:
         names = ("absolute_error", "relative_error", "delta1", "delta2", "delta3")
-        return dict(zip(names, (self.sums[1:] / self.sums[0]).tolist()))
+        return dict(zip(names, self.sums[1:] / self.sums[0]))
 
 
 class NormalMeter(Meter):
@@ -150,15 +153,15 @@ class NormalMeter(Meter):
         angle = cosine.clamp(-1, 1).acos().rad2deg()
         self.angles.append(torch.where(squares[1] > 0, angle, -1.0).flatten())  # -1: no normal there
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, Tensor]:
         angles = torch.cat(self.angles)
         angles = angles[angles != -1]
-        if not len(angles):
-            return dict.fromkeys(("mean_angle", "median_angle", "within_11.25", "within_22.5", "within_30"), math.nan)
-        shares = {f"within_{limit}": (angles < limit).double().mean().item() for limit in (11.25, 22.5, 30)}
-        # kthvalue selects without sorting; torch.quantile refuses more than 16 million values.
-        middle = [angles.kthvalue(k).values.item() for k in ((len(angles) + 1) // 2, len(angles) // 2 + 1)]
-        return {"mean_angle": angles.mean(dtype=torch.double).item(), "median_angle": sum(middle) / 2, **shares}
+        shares = {f"within_{limit}": (angles < limit).double().mean() for limit in (11.25, 22.5, 30)}
+        mean = median = angles.mean(dtype=torch.double)  # NaN without a normal
+        if len(angles):
+            # kthvalue selects without sorting; torch.quantile refuses more than 16 million values.
+            median = sum(angles.kthvalue(k).values.double() for k in ((len(angles) + 1) // 2, len(angles) // 2 + 1)) / 2
+        return {"mean_angle": mean, "median_angle": median, **shares}
 
 
 class AccuracyMeter(Meter):
@@ -172,9 +175,8 @@ class AccuracyMeter(Meter):
         right = self.logits(output).max(1).indices == target
         self.sums = self.sums + torch.stack([right.sum(), torch.ones_like(right).sum()])
 
-    def compute(self) -> dict[str, float]:
-        right, images = self.sums.tolist()
-        return {"accuracy": right / images}
+    def compute(self) -> dict[str, Tensor]:
+        return {"accuracy": self.sums[0] / self.sums[1]}
 
 
 def classification(name: str, classes: int, region: tuple[float, float, float, float] = (0, 0, 1, 1)) -> Task:
@@ -225,11 +227,15 @@ def resize_target(target: Tensor, size: tuple[int, int], centred: bool = False) 
 
     Takes the pixel under the first corner of each cell, as the paper's losses do, or under its centre.
     """
-    (height, width), (h, w) = target.shape[-2:], size
-    shift = 1 if centred else 0
-    rows = (2 * torch.arange(h, device=target.device) + shift) * height // (2 * h)
-    columns = (2 * torch.arange(w, device=target.device) + shift) * width // (2 * w)
+    if target.shape[-2:] == size:
+        return target
+    rows, columns = (nearest(old, new, centred, target.device) for old, new in zip(target.shape[-2:], size))
     return target[..., rows.unsqueeze(1), columns]
+
+
+def nearest(old: int, new: int, centred: bool = False, device: torch.device | None = None) -> Tensor:
+    """The indices (new,) of the pixels that stay when `old` pixels in a line become `new`."""
+    return (2 * torch.arange(new, device=device) + centred) * old // (2 * new)
 
 
 def resize_output(output: Tensor, size: tuple[int, int]) -> Tensor:

@@ -5,22 +5,23 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtprune_utils.checkpoints import Checkpoints, random_state, set_random_state
-from mtprune_utils.criteria import Scores, dead_filters
+from mtprune_utils.criteria import CRITERIA, Scores, dead_filters
 from mtprune_utils.data import Dataset, RandomBatches, Split, augment, image_to_float
 from mtprune_utils.gradients import TaskGradients, backward, task_backward
 from mtprune_utils.models import MultiTaskNet, complexity, count_parameters
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import Pruner, check_sizes, removal_plan, select_filters
-from mtprune_utils.tasks import Task, task_losses
+from mtprune_utils.tasks import Task, numbers, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-STATISTICS_IMAGES = 96
+STATISTICS_IMAGES = 64
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -59,10 +60,10 @@ class Trainer:
         profile = self.profile
         images, targets = augment(
             next(self.batches), self.tasks, profile.image_height, profile.crop, profile.scale, profile.depth_follows_scale,
-            self.generator, self.mirror,
+            self.generator, self.mirror, profile.stride,
         )
         self.optimizer.zero_grad()
-        losses = task_losses(self.tasks, self.model(images.to(memory_format=torch.channels_last)), targets)
+        losses = task_losses(self.tasks, forward(self.model, images, profile), targets)
         task_gradients: TaskGradients | None = None
         if any(score.criterion.needs == "task_gradients" for score in scores):
             task_gradients = task_backward(losses, self.model)
@@ -114,6 +115,16 @@ class Trainer:
         set_random_state(state["random"])
 
 
+def forward(network: torch.nn.Module, images: Tensor, profile: Profile):
+    """What a network, or its backbone, makes of images, computed in the profile's precision.
+
+    A network's outputs come back in float32; weights, and so gradients and scores, are float32 in either precision.
+    """
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=profile.precision == "bf16"):
+        outputs = network(images.contiguous(memory_format=torch.channels_last))
+    return {task: output.float() for task, output in outputs.items()} if isinstance(outputs, dict) else outputs
+
+
 def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
     """The network's size: filters, parameters, MACs for one image as evaluated, and widths as "8 8 16 ..."."""
     architecture = model.architecture
@@ -127,7 +138,7 @@ def evaluation_batches(split: Split, tasks: dict[str, Task], profile: Profile) -
         images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
         targets = {name: task.target_at(batch.targets[name], size, centred=True) for name, task in tasks.items()}
         targets = {name: target.float() if target.is_floating_point() else target for name, target in targets.items()}
-        yield images.to(memory_format=torch.channels_last), targets
+        yield images, targets
 
 
 @torch.no_grad()
@@ -143,16 +154,16 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
     for images, targets in evaluation_batches(split, tasks, profile):
-        outputs = {name: tasks[name].unscaled(output, scale) for name, output in model(images).items()}
+        outputs = {name: tasks[name].unscaled(output, scale) for name, output in forward(model, images, profile).items()}
         for name, loss in task_losses(tasks, outputs, targets).items():
             loss_sums[name] = loss_sums[name] + loss * len(images)
         for name, meter in meters.items():
             meter.update(tasks[name].output_at(outputs[name], images.shape[-2:]), targets[name])
     model.train(was_training)
-    return {
+    return numbers({
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
-        **{f"{name}.loss": float(total) / len(split) for name, total in loss_sums.items()},
-    }
+        **{f"{name}.loss": total / len(split) for name, total in loss_sums.items()},
+    })
 
 
 def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile: Profile) -> dict[str, float]:
@@ -170,7 +181,7 @@ def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile
             module.momentum = None  # a plain mean over batches
     with torch.no_grad():
         for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], {}, profile):
-            fresh.backbone(images)
+            forward(fresh.backbone, images, profile)
     return evaluate(fresh, split, dataset.tasks, profile)
 
 
@@ -192,7 +203,7 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
             meter = task.meter()
             for images, targets in evaluation_batches(dataset.test, dataset.tasks, profile):
                 meter.update(output.expand(len(images), -1, -1, -1), targets[task.name])
-            scores[name] |= {f"{task.name}.{metric}": value for metric, value in meter.compute().items()}
+            scores[name] |= numbers({f"{task.name}.{metric}": value for metric, value in meter.compute().items()})
     return scores
 
 
@@ -269,6 +280,7 @@ def prune_iteratively(
     model.train()
     trainer = Trainer(model, dataset, profile, settings, (len(plan) + len(targets) + 1) * settings.every, seed)
     pruner = Pruner(model)
+    free = CRITERIA[criterion].needs != "task_gradients"  # to score
     generator = torch.Generator().manual_seed(seed)
     evaluations: list[dict] = []
     layers: list[dict] = []
@@ -302,12 +314,13 @@ def prune_iteratively(
                     "widths": model.architecture.widths, "landing": landing, "targets": list(targets), "metrics": metrics,
                     "evaluations": evaluations, "layers": layers,
                 })
-            observe = trainer.step_count >= end - settings.cosine_batches
-            trainer.step([scores, cosine] if observe else [scores])
+            round_, offset = divmod(end - 1 - trainer.step_count, settings.score_every)  # counted back from the removal
+            observed = not offset and round_ < settings.cosine_batches
+            trainer.step([scores] * (free or not offset) + [cosine] * observed)
         losses = trainer.mean_losses()
         if removal:
             metrics = measure(model)
-        chosen, next_landing = _next_removal(model, scores.mean(), plan, targets, settings.floor)
+        chosen, next_landing = _next_removal(model, scores.mean(), plan, targets, settings)
         similarities, dead = cosine.mean(), dead_filters(model.layers)
         layers += [
             {"removal": removal, "layer": i, "width": len(similarity), "cosine": similarity.mean().item(),
@@ -329,16 +342,17 @@ def prune_iteratively(
 
 
 def _next_removal(
-    model: MultiTaskNet, scores: list[Tensor], plan: list[int], targets: dict[int, int], floor: int
+    model: MultiTaskNet, scores: list[Tensor], plan: list[int], targets: dict[int, int], settings: Pruning
 ) -> tuple[list[Tensor], int | None]:
     """The filters that go next, down to the plan's next count or to the next size; and the rank of that size, if so."""
     filters = model.architecture.filters
-    count = filters - next((left for left in plan if left < filters), filters)  # 0 at the floor
-    chosen = select_filters(scores, count, floor)
+    count = filters - next((left for left in plan if left <= filters - settings.multiple), filters)  # 0 at the floor
+    choose = partial(select_filters, scores, floor=settings.floor, multiple=settings.multiple)
+    chosen = choose(count)
     rank = min(targets, default=None)
     if rank is None or _parameters_without(model, chosen) > targets[rank]:
         return chosen, None
-    return _nearest_to(targets[rank], model, scores, count, floor), rank
+    return _nearest_to(targets[rank], model, choose, count), rank
 
 
 def _parameters_without(model: MultiTaskNet, chosen: list[Tensor]) -> int:
@@ -347,11 +361,11 @@ def _parameters_without(model: MultiTaskNet, chosen: list[Tensor]) -> int:
     return count_parameters(replace(architecture, widths=widths))
 
 
-def _nearest_to(target: int, model: MultiTaskNet, scores: list[Tensor], count: int, floor: int) -> list[Tensor]:
+def _nearest_to(target: int, model: MultiTaskNet, choose: Callable[[int], list[Tensor]], count: int) -> list[Tensor]:
     """Of the `count` lowest filters, as many as bring the network's parameter count nearest to the target, at least one."""
     def without(number: int) -> int:
-        return _parameters_without(model, select_filters(scores, number, floor))
+        return _parameters_without(model, choose(number))
 
     at = bisect_left(range(1, count), -target, key=lambda number: -without(number)) + 1
     best = min((max(at - 1, 1), at), key=lambda number: abs(without(number) - target))
-    return select_filters(scores, best, floor)
+    return choose(best)

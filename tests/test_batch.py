@@ -191,8 +191,10 @@ STAND_INS = {  # notebook: the run it makes, its own parameters
     "06_plot_fig3_retrained_from_scratch": None,
     "07_tune_optimizer": None,  # not run: no trials
     "08_judge_claims": None,
+    "10_measure_speedup": None,
 }
-# Seven jobs: dense, prune, retrain, four figures.
+FIGURE_OF = {"08_judge_claims": "fig5_claims", "10_measure_speedup": "fig4_speedup"}
+# Eight jobs: dense, prune, retrain, five figures.
 OVERRIDES = {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0, "tuning.trials": 0}
 STUBS = {  # the copy needs no torch, which takes seconds to import
     "criteria.py": 'CRITERIA = {"taylor": None, "cosprune": None, "random": None}',
@@ -219,7 +221,7 @@ def finished_repository(tmp_path_factory):
         if stage:
             write_notebook(path, STAGE_CELL.format(run=stage[0]), parameters=f"{SHARED}\n{stage[1]}")
         else:
-            code = FIGURE_CELL.format(figure=name.partition("_plot_")[2] or "fig4_claims")
+            code = FIGURE_CELL.format(figure=FIGURE_OF.get(name, name.partition("_plot_")[2]))
             write_notebook(path, code, parameters=f'{SHARED}\nfigures: str = "figures"')
     result = launch(repository)
     assert result.returncode == 0, result.stdout
@@ -262,23 +264,23 @@ def edit(path, old, new):
 
 def test_batch_makes_every_figure_and_says_so(finished_repository):
     repository, output = finished_repository
-    assert "7 jobs to do, 0 finished earlier" in output
-    assert re.search(r"\[1/7\] dense seed 0 multitask  done in \d+ s   \(elapsed", output)
-    assert re.search(r"\[\d/7\] retrain taylor seed 0 rank 0 scratch  done in", output)
+    assert "8 jobs to do, 0 finished earlier" in output
+    assert re.search(r"\[1/8\] dense seed 0 multitask  done in \d+ s   \(elapsed", output)
+    assert re.search(r"\[\d/8\] retrain taylor seed 0 rank 0 scratch  done in", output)
     assert "figures/smoke-custom/fig1_iterative_pruning.png" in output and str(repository) not in output
-    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_claims"):
+    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_speedup", "fig5_claims"):
         suffixes = {file.suffix for file in repository.glob(f"figures/smoke-custom/{figure}.*")}
         assert suffixes == {".png", ".pdf", ".csv", ".json"}
         assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
     assert str(repository) not in notebook.read_text()
-    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 8
+    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 9
 
 
 def test_nothing_is_done_twice(repository):
     result = launch(repository)
     assert result.returncode == 0
-    assert "Everything is up to date: all 7 jobs" in result.stdout
+    assert "Everything is up to date: all 8 jobs" in result.stdout
 
 
 def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
@@ -294,13 +296,13 @@ def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
 
 
 def test_changes_redo_what_depends_on_them_and_no_more(repository):
-    everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 4}
+    everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 5}
     assert stale(repository, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 2}
     assert stale(repository, **{"dense.steps": 5}) == everything
     edit(repository / "notebooks/03_retrain_from_scratch.ipynb", "import os", "import  os")
     with (repository / "mtprune_utils/plots.py").open("a") as file:
         file.write("\nCHANGED = True\n")
-    assert stale(repository) == {"retrain": 1, "figure": 4}
+    assert stale(repository) == {"retrain": 1, "figure": 5}
     with (repository / "mtprune_utils/training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == everything
@@ -340,11 +342,11 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     (repository / "slow").unlink()
     result = launch(repository, **CHANGE)
     assert result.returncode == 0
-    assert "3 jobs to do, 4 finished earlier" in result.stdout
+    assert "3 jobs to do, 5 finished earlier" in result.stdout
 
 
 def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
-    for notebook in repository.glob("notebooks/0[2-8]*.ipynb"):
+    for notebook in set(repository.glob("notebooks/*.ipynb")) - {repository / "notebooks/01_train_dense.ipynb"}:
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
     subprocess.run([sys.executable, "-m", "mtprune_utils.batch", "refresh"], cwd=repository, check=True)

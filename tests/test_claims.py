@@ -9,7 +9,7 @@ import pytest
 
 from mtprune_utils import claims, results, stages
 from mtprune_utils.files import checksum, read_json, write_atomically
-from mtprune_utils.plots import fig4_claims, fig5_training_curves
+from mtprune_utils.plots import fig5_claims, fig6_training_curves
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
 
@@ -187,7 +187,7 @@ def test_a_single_seed_decides_nothing_and_says_so():
     found = claims.verdict_table(claims.all_claims(claims.Evidence(base.experiment, one)))
     whole = found[found["task"] == "all"]
     assert (whole["verdict"] == "undecided").all() and whole["note"].str.contains("one seed decides nothing").all()
-    figure, rows = fig4_claims(found, 0.1)
+    figure, rows = fig5_claims(found, 0.1)
     assert len(rows) == len(found)
 
 
@@ -208,7 +208,7 @@ def test_the_premise_counts_the_backbone_of_every_single_task_network():
 
 
 def test_training_curves_are_drawn_by_size_and_task():
-    figure, means = fig5_training_curves(evidence(as_the_paper_says).training_curves())
+    figure, means = fig6_training_curves(evidence(as_the_paper_says).training_curves())
     assert len(figure.axes) == 2 * 3 and set(means["arm"]) == {"scratch", "scratch_longer", "finetune"}
 
 

@@ -98,6 +98,18 @@ def normals_from(depth, ray_x, ray_y):
     return torch.nn.functional.normalize(torch.cross(along_y, along_x, dim=0), dim=0)
 
 
+@pytest.mark.parametrize("size, stride", [(32, 8), (33, 8), (45, 4)])
+def test_targets_are_sampled_where_the_loss_looks(size, stride):
+    def drawn(stride):
+        return augment(ramp(), TASKS, 64, size, (0.75, 1.5), True, torch.Generator().manual_seed(0), stride=stride)
+
+    (images, whole), (same, sparse) = drawn(1), drawn(stride)
+    assert torch.equal(images, same)
+    for name, target in sparse.items():
+        assert target.shape[-2:] == (size // stride, size // stride)
+        assert torch.equal(target, TASKS[name].target_at(whole[name], (size // stride,) * 2))
+
+
 def test_batches_cover_an_epoch_without_repetition_and_are_seeded():
     split = random_split(10)
     batches = RandomBatches(split, 5, torch.Generator().manual_seed(0))

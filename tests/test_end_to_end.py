@@ -10,7 +10,10 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_claims", "fig5_training_curves")
+NAMES = (
+    "fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_speedup", "fig5_claims",
+    "fig6_training_curves",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def test_every_figure_has_data_and_provenance(batch):
         for kind in ("png", "pdf", "csv", "json"):
             assert (place / "figures" / "smoke" / f"{name}.{kind}").stat().st_size > 0
         origin = json.loads((place / "figures" / "smoke" / f"{name}.json").read_text())
-        assert origin["profile"]["name"] == "smoke" and origin["seeds"][:2] == [0, 1]
+        assert origin["profile"]["name"] == "smoke" and origin["seeds"][:2] == ([0] if name == "fig4_speedup" else [0, 1])
         assert {"commit", "dirty", "code", "python", "packages", "runs"} <= set(origin)
         assert all(len(run["data_digest"]) == 16 for run in origin["runs"].values())
 
@@ -65,6 +68,15 @@ def test_figure_3_has_both_arms_at_the_same_sizes(batch):
     scratch, iterative = (table[table["arm"] == arm] for arm in ("from scratch", "iterative"))
     assert len(scratch) == 3 * 2 and set(scratch["seeds"]) == {2}
     assert scratch["x"].between(iterative["x"].min(), iterative["x"].max()).all()
+
+
+def test_figure_4_compares_every_network_with_the_dense_one(batch):
+    table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig4_speedup.csv")
+    assert set(table["criterion"]) == {"taylor", "cosprune"} and set(table["network"]) == {"found", "rounded up"}
+    assert {("cpu", "PyTorch"), ("cpu", "ONNX Runtime")} <= set(zip(table["device"], table["runtime"]))
+    assert set(table["batch"]) == {1, 16} and (table[["theoretical", "speedup"]] > 0).all(axis=None)
+    floor = table[table["filters"] == 65]
+    assert (floor["widths"] == " ".join(["5"] * 13)).all() and floor["theoretical"].round(2).eq(4.28).all()
 
 
 def test_pruning_and_retraining_agree_on_the_architecture(batch):

@@ -37,6 +37,15 @@ def test_asking_for_more_than_there_is_says_how_many_there_are():
         select_filters(scores, 2, floor=5)
 
 
+def test_widths_that_are_kept_are_rounded_up_to_a_multiple():
+    scores = [torch.arange(16.0), 100 + torch.arange(8.0), torch.arange(12.0) + 0.5]
+    assert lists(select_filters(scores, 8, floor=4, multiple=4)) == [[*range(4)], [], [*range(4)]]
+    assert lists(select_filters(scores, 15, floor=4, multiple=4)) == [[*range(8)], [], [*range(8)]], "not 8, 0 and 7"
+    assert lists(select_filters(scores, 1, floor=4, multiple=4)) == [[*range(4)], [], []]
+    assert lists(select_filters(scores, 0, floor=4, multiple=4)) == [[], [], []]
+    assert lists(select_filters([torch.arange(7.0)], 3, floor=4, multiple=4)) == [[0, 1, 2]], "no layer grows"
+
+
 def test_nan_scores_are_refused():
     with pytest.raises(ValueError, match="NaN"):
         select_filters([torch.tensor([float("nan"), 1, 2])], 1, floor=1)

@@ -4,9 +4,11 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from mtprune_utils import stages, training
 from mtprune_utils.files import read_json, read_table
+from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
 
 TINY = {
@@ -59,6 +61,38 @@ def test_a_search_uses_its_own_seed_and_never_the_test_images(tuned, monkeypatch
     monkeypatch.setattr(training, "evaluate", evaluate)
     stages.execute(base.tune("prune", "taylor", 0), quiet)
     assert set(seen) == {3}, "the validation images are 3, the test images 8"
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_line(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU here: override it with auto or cpu"):
+        stages.execute(Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"device": "cuda"}).dense(0), quiet)
+
+
+def test_how_a_run_is_done_is_no_part_of_its_name(tmp_path):
+    def opened(**overrides):
+        return Experiment.open("smoke", "rooms", "", str(tmp_path), overrides)
+
+    other = opened(device="cpu", deterministic=True, checkpoint_seconds=1)
+    assert other.dense(0).name == opened().dense(0).name and other.label == "smoke"
+    assert opened(precision="bf16").dense(0).name != opened().dense(0).name
+
+
+def test_switches_of_a_gpu(monkeypatch):
+    """Set without a GPU too, so that they are tested where there is none."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    try:
+        for deterministic in (True, False):
+            stages._set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
+            assert torch.are_deterministic_algorithms_enabled() is deterministic
+            assert torch.backends.cudnn.benchmark is not deterministic
+            assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, monkeypatch):

@@ -10,7 +10,9 @@ from mtprune_utils.criteria import Scores
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import removal_plan
-from mtprune_utils.training import Diverged, Trainer, evaluate, evaluate_afresh, prune_iteratively, train, trivial_predictors
+from mtprune_utils.training import (
+    Diverged, Trainer, evaluate, evaluate_afresh, forward, prune_iteratively, train, trivial_predictors,
+)
 
 PROFILE = Profile(
     "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
@@ -66,6 +68,36 @@ def test_the_loop_stops_at_the_size_that_is_asked_for(architecture, dataset):
     part, _ = pruning_of(build(architecture, 0), dataset, "taylor", profile=profile, last_rank=0)
     assert part[-1]["landing"] == 0
     assert part == whole[: len(part)], "and is the same until there"
+
+
+def test_the_loop_keeps_multiples_and_ends_at_the_floor(architecture, dataset):
+    profile = replace(PROFILE, sizes=(0.8,), prune=replace(PROFILE.prune, multiple=4, floor=4))
+    wide = replace(architecture, widths=(8,) * 6 + (12,) * 7)
+    rows, _ = pruning_of(build(wide, 0), dataset, "taylor", profile=profile)
+    widths = [tuple(map(int, row["widths"].split())) for row in rows]
+    assert all(width % 4 == 0 for row in widths for width in row) and widths[-1] == (4,) * 13
+    assert len(set(widths)) > 3 and [row["landing"] for row in rows].count(0) == 1
+    assert len(set(widths)) <= len(removal_plan(wide.widths, profile.prune)) + 2, "rounding adds no removals"
+
+
+@pytest.mark.parametrize("criterion, scored", [("taylor", 7), ("cosprune", 3)])
+def test_criteria_that_need_task_gradients_can_score_fewer_minibatches(model, dataset, criterion, scored, monkeypatch):
+    settings = replace(PROFILE.prune, every=7, score_every=3, cosine_batches=2)
+    updates, update = [], Scores.update
+    monkeypatch.setattr(Scores, "update", lambda self, gradients: (updates.append(self), update(self, gradients)))
+    trained, step = [], Trainer.step
+
+    def counting(self, scores=()):
+        trained.append(any(score.criterion.needs == "task_gradients" for score in scores))
+        step(self, scores)
+
+    monkeypatch.setattr(Trainer, "step", counting)
+    pruning_of(model, dataset, criterion, profile=replace(PROFILE, prune=settings))
+    by_scores = {score: updates.count(score) for score in updates}
+    assert {count for score, count in by_scores.items() if score.criterion.name == criterion} >= {scored}
+    assert {count for score, count in by_scores.items() if score.criterion.name == "cosprune"} >= {2}
+    costly = [False, False, False, True, False, False, True]
+    assert trained[:7] == costly if criterion == "taylor" else trained[:7] == [True, *costly[1:]]
 
 
 def test_a_size_under_the_floor_is_refused_before_training(model, dataset):
@@ -161,6 +193,30 @@ def test_a_step_runs_the_network_once(model, dataset):
     trainer = Trainer(model, dataset, PROFILE, PROFILE.dense, 2, 0)
     trainer.step([Scores("cosprune", model.layers), Scores("taylor", model.layers)])
     assert len(forwards) == 1
+
+
+def test_an_evaluation_runs_the_backbone_once_per_batch_and_transfers_once(model, dataset, monkeypatch):
+    forwards, transfers, tolist = [], [], torch.Tensor.tolist
+    model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (transfers.append(1), tolist(self))[1])
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("waits for the device"))
+    evaluate(model, dataset.test, TASKS, replace(PROFILE, batch_size=2))
+    assert len(forwards) == len(dataset.test) / 2 and len(transfers) == 1
+
+
+def test_bf16_leaves_weights_gradients_and_outputs_in_float32(model, dataset):
+    outputs = {}
+    images = torch.linspace(-1, 1, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
+    for precision in ("float32", "bf16"):
+        outputs[precision] = forward(model, images, replace(PROFILE, precision=precision))
+    trainer = Trainer(model, dataset, replace(PROFILE, precision="bf16"), PROFILE.dense, 2, 0)
+    scores = Scores("cosprune", model.layers)
+    trainer.step([scores])
+    for task, output in outputs["bf16"].items():
+        assert output.dtype == torch.float32 and not torch.equal(output, outputs["float32"][task])
+        torch.testing.assert_close(output, outputs["float32"][task], rtol=0.05, atol=0.02)
+    assert {p.dtype for p in model.parameters()} | {p.grad.dtype for p in model.parameters()} == {torch.float32}
+    assert {score.dtype for score in scores.mean()} == {torch.float32}
 
 
 def test_a_diverged_loss_stops_with_step_and_task(model, dataset):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtprune_utils.tasks import IGNORE, Task
+from mtprune_utils.tasks import IGNORE, Task, nearest
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 DATASETS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
@@ -187,12 +187,13 @@ class RandomBatches:
 
 def augment(
     batch: Split, tasks: dict[str, Task], image_height: int, crop: int, scale: tuple[float, float],
-    depth_follows_scale: bool, generator: torch.Generator, mirror: bool = True,
+    depth_follows_scale: bool, generator: torch.Generator, mirror: bool = True, stride: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Random scale (of images `image_height` high), crop and mirror of a batch, in one resampling, targets alike.
 
-    Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour; what falls outside the image has
-    the mean colour and is invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if
+    Returns float images (B, 3, crop, crop), bilinear, and targets, nearest neighbour, only of the pixels that the loss of a
+    network with that stride looks at: (crop // stride) on a side. What falls outside the image has the mean colour and is
+    invalid. Mirroring negates the normals' x. Scaling by s divides depth by s if
     `depth_follows_scale` (as if the camera had come nearer; Liu et al., CVPR 2019), else leaves it, as the paper's code.
     mirror: whether a mirrored image is one of the data set's kind.
 
@@ -212,6 +213,8 @@ def augment(
     grid = F.affine_grid(torch.stack(rows, 1), [count, 3, crop, crop], align_corners=False)
 
     images = F.grid_sample(image_to_float(batch.image), grid, mode="bilinear", align_corners=False)
+    looked_at = nearest(crop, crop // stride, device=device)
+    grid = grid[:, looked_at.unsqueeze(1), looked_at]
     targets = {}
     for name, target in batch.targets.items():
         geometry = tasks[name].geometry

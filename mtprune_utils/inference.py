@@ -1,0 +1,236 @@
+"""What a network costs at inference: latency and peak memory, in PyTorch and in ONNX Runtime, where pruned ones are deployed.
+
+Neither depends on the values of the weights, so an architecture is all that is measured: its network is built at random.
+"""
+
+import math
+import platform
+import re
+import statistics
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity
+
+TOLERANCE = 1e-4
+SETTING = ["device", "runtime", "batch"]
+
+
+# --- which networks ---
+
+def widths_along(run: pd.DataFrame, count: int) -> list[tuple[int, ...]]:
+    """The widths of `count` networks that a pruning run passed through, as evenly spaced in log MACs as they come.
+
+    run: its evaluations.csv. The dense network is left out, the smallest is in; a short run has fewer.
+    """
+    recovered = run[run["phase"] == "recovered"]
+    goals = np.geomspace(run["macs"].max(), recovered["macs"].min(), count + 1)[1:]
+    nearest = dict.fromkeys((np.log(recovered["macs"]) - np.log(goal)).abs().idxmin() for goal in goals)
+    return [tuple(map(int, widths.split())) for widths in recovered.loc[list(nearest), "widths"]]
+
+
+def rounded_up(widths: Iterable[int], dense: Architecture, multiple: int) -> tuple[int, ...]:
+    """The widths that a selector with this `multiple` would have kept: rounded up, but not beyond the dense network's."""
+    return tuple(min(math.ceil(width / multiple) * multiple, most) for width, most in zip(widths, dense.widths, strict=True))
+
+
+def networks_along(pruned: pd.DataFrame, dense: Architecture, count: int, multiple: int) -> pd.DataFrame:
+    """One row per network to measure: criterion, size (from 0, falling), network ("found" or "rounded up"), widths (a tuple).
+
+    pruned: evaluations of one run per criterion.
+    """
+    rows = []
+    for criterion, run in pruned.groupby("criterion", sort=False):
+        for size, widths in enumerate(widths_along(run, count)):
+            for network, kept in (("found", widths), ("rounded up", rounded_up(widths, dense, multiple))):
+                rows.append({"criterion": criterion, "size": size, "network": network, "widths": kept})
+    return pd.DataFrame(rows)
+
+
+# --- latency and memory ---
+
+def latency(call: Callable[[], object], seconds: float) -> float:
+    """Median seconds of a call, over as many as fit into `seconds`, at least three, after a warm-up; a GPU is waited for."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    for _ in range(2):  # memory is allocated, and kernels are chosen
+        call()
+    wait()
+    times, end = [], time.perf_counter() + seconds
+    while len(times) < 3 or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        wait()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the storages that operations make, from their making until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.live: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.live:  # an operation in place, or a view, makes none
+                    self.live[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.live.pop, storage._cdata, None)
+        self.peak = max(self.peak, sum(self.live.values()))
+        return result
+
+
+def peak_bytes(architecture: Architecture, batch: int, size: tuple[int, int]) -> int:
+    """The most that weights, images and activations take at once in a forward pass of a batch of (H, W) images, float32.
+
+    Counted tensor by tensor, without running it: the same on every processor, and exact for networks of any size. The
+    process's own peak would show a small network only as noise beside PyTorch's 200 MB. What convolutions use as
+    workspace, which depends on the processor, is left out.
+    """
+    with torch.device("meta"), torch.inference_mode(), _LiveBytes() as memory:
+        model = MultiTaskNet(architecture).eval()
+        model(torch.empty(batch, 3, *size))
+    return memory.peak
+
+
+def cuda_peak_bytes(model: MultiTaskNet, images: Tensor) -> int:
+    """The most that PyTorch has allocated on the GPU in a forward pass, weights and workspaces included."""
+    torch.cuda.reset_peak_memory_stats(images.device)
+    with torch.inference_mode():
+        model(images)
+    return torch.cuda.max_memory_allocated(images.device)
+
+
+def device_name(device: str) -> str:
+    """The kind of processor, e.g. "NVIDIA H100 80GB HBM3"."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    cpus = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", cpus.read_text()) if cpus.exists() else None
+    return found[1] if found else platform.machine()
+
+
+# --- ONNX ---
+
+def export_onnx(model: MultiTaskNet, size: tuple[int, int]) -> bytes:
+    """The network as an ONNX file: input `images` (batch, 3, H, W) with any batch, one output for each task, by its name.
+
+    Batch norm stays as it is: ONNX Runtime folds it into the convolutions as it loads the file.
+    """
+    exported = torch.onnx.export(
+        model.eval(), (torch.zeros(2, 3, *size),), dynamo=True, optimize=False, verbose=False,
+        input_names=["images"], output_names=list(model.heads), dynamic_shapes=({0: "batch"},),
+    ).model_proto
+    for node in exported.graph.node:
+        del node.metadata_props[:]  # stack traces, with paths of this machine
+    return exported.SerializeToString()
+
+
+def with_weights(exported: bytes, model: MultiTaskNet) -> bytes:
+    """The ONNX file of a network from that of another, which differs in widths only.
+
+    The graph is the same at any widths, and tracing it takes seconds.
+    """
+    proto, state = onnx.load_from_string(exported), model.state_dict()
+    for weight in proto.graph.initializer:
+        weight.CopyFrom(onnx.numpy_helper.from_array(state[weight.name].numpy(), weight.name))
+    del proto.graph.value_info[:]  # the other's shapes
+    return proto.SerializeToString()
+
+
+def onnx_session(exported: bytes) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU, with as many threads as PyTorch has."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
+
+
+def check_outputs(model: MultiTaskNet, session: onnxruntime.InferenceSession, images: Tensor) -> None:
+    """Raises ValueError unless both give the same for (B, 3, H, W) images: within 1e-4, and where a task's outputs are
+    all smaller than one, within 1e-4 of the largest.
+    """
+    with torch.inference_mode():
+        expected = model.eval()(images)
+    outputs = session.run(list(expected), {"images": images.numpy()})
+    for (task, values), output in zip(expected.items(), outputs):
+        difference = (values - torch.from_numpy(output)).abs().max().item()
+        if not difference <= TOLERANCE * min(1.0, values.abs().max().item()):
+            raise ValueError(f"{task}: ONNX Runtime's output is {difference:.1e} away from PyTorch's")
+
+
+# --- the table ---
+
+def measure(
+    dense: Architecture, widths: Iterable[tuple[int, ...]], size: tuple[int, int], seconds: float,
+    batches: tuple[int, ...] = (1, 16),
+) -> pd.DataFrame:
+    """Latency and peak memory at the given widths, on the CPU and, if there is one, the GPU.
+
+    One row per widths, device, runtime and batch: complexity of one (H, W) image, milliseconds of a batch, peak_mib (of
+    PyTorch). seconds: spent on each latency. Raises ValueError if ONNX Runtime's outputs are not PyTorch's.
+    """
+    exported, rows = export_onnx(build(dense, 0), size), []
+    for kept in widths:
+        architecture = replace(dense, widths=kept)
+        model = build(architecture, 0).eval()
+        session = onnx_session(with_weights(exported, model))
+        costs = {"widths": kept, **complexity(architecture, size)}
+
+        def add(device: str, runtime: str, images: Tensor, call: Callable, peak: float) -> None:
+            with torch.inference_mode():
+                milliseconds = 1000 * latency(call, seconds)
+            setting = {"device": device, "runtime": runtime, "batch": len(images)}
+            where = {"processor": device_name(device), "threads": torch.get_num_threads()}
+            rows.append({**costs, **setting, "milliseconds": milliseconds, "peak_mib": peak / 2**20, **where})
+
+        for batch in batches:
+            images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
+            check_outputs(model, session, images)
+            feed = {"images": images.numpy()}
+            add("cpu", "PyTorch", images, lambda: model(images), peak_bytes(architecture, batch, size))
+            add("cpu", "ONNX Runtime", images, lambda: session.run(None, feed), math.nan)
+        if torch.cuda.is_available():
+            model.cuda()
+            for batch in batches:
+                images = torch.rand(batch, 3, *size, device="cuda")
+                add("cuda", "PyTorch", images, lambda: model(images), cuda_peak_bytes(model, images))
+    return pd.DataFrame(rows)
+
+
+def speedups(networks: pd.DataFrame, measured: pd.DataFrame, dense: Architecture) -> pd.DataFrame:
+    """Every network's costs with what they are of the dense network's, on the same device, runtime and batch.
+
+    networks: `networks_along`; measured: `measure`, the dense widths included. Columns theoretical (dense MACs / MACs),
+    speedup (dense latency / latency) and memory_ratio (dense peak / peak).
+    """
+    reference = measured[measured["widths"] == dense.widths].set_index(SETTING)[["macs", "milliseconds", "peak_mib"]]
+    table = networks.merge(measured, on="widths").join(reference.add_suffix("_dense"), on=SETTING)
+    ratios = {"theoretical": "macs", "speedup": "milliseconds", "memory_ratio": "peak_mib"}
+    table = table.assign(**{name: table[f"{column}_dense"] / table[column] for name, column in ratios.items()})
+    return table[[column for column in table if not column.endswith("_dense")]]
+
+
+def cost_of_rounding(table: pd.DataFrame) -> pd.DataFrame:
+    """MACs and latency of the networks with widths rounded up, over those of the networks as they were found.
+
+    table: `speedups`. A latency ratio under 1 says that the fuller network is the faster one.
+    """
+    pairs = table.set_index(["criterion", "size", *SETTING])
+    found, rounded = (pairs.loc[pairs["network"] == network, ["macs", "milliseconds"]] for network in ("found", "rounded up"))
+    return (rounded / found).rename(columns={"macs": "macs_ratio", "milliseconds": "latency_ratio"}).reset_index()
