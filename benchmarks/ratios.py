@@ -5,7 +5,6 @@ after the other within a round, so that other load on the machine meets both), a
 """
 
 import argparse
-import csv
 import platform
 import re
 import statistics
@@ -15,11 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.utils.benchmark import Timer
 
+from mtprune_utils import stages
 from mtprune_utils.criteria import Scores
 from mtprune_utils.data import augment, load_dataset
+from mtprune_utils.files import csv_text, write_atomically
 from mtprune_utils.gradients import laid_out_like
+from mtprune_utils.inference import device_name
 from mtprune_utils.models import Architecture, build, complexity
 from mtprune_utils.profiles import PROFILES, Profile
 from mtprune_utils.pruning import Pruner, select_filters
@@ -31,22 +32,22 @@ RESULTS = Path(__file__).parent / "results"
 
 def machine() -> str:
     """A name for the kind of machine, not for this one."""
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    else:
-        found = re.search(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text()) if Path("/proc/cpuinfo").exists() else None
-        name = f"{found[1] if found else platform.machine()} {torch.get_num_threads()} threads"
+    name = device_name("cuda") if torch.cuda.is_available() else f"{device_name('cpu')} {torch.get_num_threads()} threads"
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
 def compare(numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> tuple[float, float, float]:
-    """Median, 10th and 90th percentile over rounds of the ratio of their times."""
-    ratios = []
-    for i in range(rounds + 1):
-        top, bottom = (Timer("f()", globals={"f": f}, num_threads=torch.get_num_threads()).timeit(calls).mean
-                       for f in (numerator, denominator))
-        if i:  # the first round warms up
-            ratios.append(top / bottom)
+    """Median, 10th and 90th percentile over rounds of the ratio of their times. The first call of each warms up."""
+    def seconds(call: Callable) -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    numerator(), denominator()
+    ratios = [seconds(numerator) / seconds(denominator) for _ in range(rounds)]
     cuts = statistics.quantiles(ratios, n=10, method="inclusive")
     return statistics.median(ratios), cuts[0], cuts[-1]
 
@@ -166,14 +167,11 @@ def measure(rounds: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
+    stages._set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
     rows = measure(parser.parse_args().rounds)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}
-    RESULTS.mkdir(exist_ok=True)
-    with (RESULTS / f"{machine()}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *more], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(row | more for row in rows)
+    write_atomically(RESULTS / f"{machine()}.csv", csv_text([row | more for row in rows]).encode())
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 from mtprune_utils import stages, training
 from mtprune_utils.criteria import Scores
+from mtprune_utils.files import write_atomically
 from mtprune_utils.pruning import select_filters
 from mtprune_utils.runs import Experiment, Run
 
@@ -79,7 +80,7 @@ def main() -> None:
     summary = table.drop(columns="seed").groupby("scores", sort=False).agg(["mean", "std"])
     summary.columns = [" ".join(column) for column in summary.columns]
     summary = summary.assign(seeds=options.seeds).T.rename_axis("quantity")
-    summary.to_csv(RESULTS, float_format="%.4f")
+    write_atomically(RESULTS, summary.to_csv(float_format="%.4f").encode())
     print(summary.round(3).to_string())
 
 

@@ -104,8 +104,8 @@ def tell(job: str | None, event: str, **more) -> None:
 class Progress:
     """What the launcher knows of its jobs: a line on each as it starts and ends, a summary at the end."""
 
-    def __init__(self, folder: Path, jobs_at_once: int):
-        self.timings, self.jobs_at_once, self.start = folder / "timings.csv", jobs_at_once, time.monotonic()
+    def __init__(self, timings: Path, jobs_at_once: int):
+        self.timings, self.jobs_at_once, self.start = timings, jobs_at_once, time.monotonic()
         self.jobs: list[str] = []  # every job of the profile, finished or not
         self.figures: list[str] = []
         self.total = self.finished = 0
@@ -241,7 +241,7 @@ def make_figures(
         command = snakemake_command(jobs, config_file)
         try:
             place = REPOSITORY / config["figures"] / experiment.label
-            timings, committed = folder / "timings.csv", place / "timings.csv"
+            timings, committed = folder / f"timings-{experiment.label}.csv", place / "timings.csv"
             if restore:
                 count = results.restore(experiment, place.parent)
                 print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
@@ -249,7 +249,7 @@ def make_figures(
                     write_atomically(timings, committed.read_bytes())
             for run in experiment.runs():
                 run.reopen_if_damaged(print)
-            code = _drive(command, folder / "snakemake.log", Progress(folder, jobs), lock.fileno())
+            code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock.fileno())
             if code == 0 and timings.exists():  # beside the figures, for the README's table
                 write_atomically(committed, timings.read_bytes())
                 renew_readme(place)
@@ -261,13 +261,13 @@ def make_figures(
 def judge_claims(profile: str, runs: str, figures: str, overrides: dict, data: str, root: str) -> None:
     """The claims of what is finished so far: for a study of which not every run is there yet."""
     notebook = REPOSITORY / "notebooks" / "08_judge_claims.ipynb"
-    place = {"runs": from_repository(runs), "figures": from_repository(figures)}
-    executed = REPOSITORY / place["runs"] / profile / "figures" / "fig5_claims.ipynb"
-    execute(notebook, executed, {"profile": profile, "overrides": overrides, "data": data, "root": root, **place})
+    parameters = {"profile": profile, "overrides": overrides, "data": data, "root": root,
+                  "runs": from_repository(runs), "figures": from_repository(figures)}
+    check_run(notebook, parameters)
+    execute(notebook, REPOSITORY / parameters["runs"] / profile / "figures" / "fig5_claims.ipynb", parameters)
     from mtprune_utils.runs import Experiment
 
-    label = Experiment.open(profile, data, root, place["runs"], overrides).label
-    renew_readme(REPOSITORY / place["figures"] / label)
+    renew_readme(REPOSITORY / parameters["figures"] / Experiment.open(profile, data, root, runs, overrides).label)
 
 
 def renew_readme(figures: Path) -> None:
@@ -310,13 +310,17 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
 # --- the command line ---
 
 def parsed(text: str) -> object:
-    """A parameter's value: JSON if it is JSON (to YAML 1e-3 is a word), else YAML."""
+    """A parameter's value: JSON if it is JSON (to YAML 1e-3 is a word), else YAML. Raises ValueError if it is neither."""
     import yaml
 
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return yaml.safe_load(text)
+        pass
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        raise ValueError(f"{text!r} is neither JSON nor YAML: is a quote or a bracket missing?") from None
 
 
 def settings(text: str) -> dict:

@@ -64,9 +64,9 @@ class Evidence:
         self.profile = experiment.profile
         self.endpoints = {task.name: f"{task.name}.{task.endpoint}" for task in experiment.tasks.values()}
         dense = tables["dense_evaluations"]
-        if dense.empty or (dense := dense[dense["seed"] < self.profile.seeds]).empty:
+        self.dense = dense if dense.empty else dense[(dense["seed"] < self.profile.seeds) & (dense["arm"] == "multitask")]
+        if self.dense.empty:
             raise ValueError("no dense network of the evaluation's seeds is finished yet: there is nothing to judge")
-        self.dense = dense[dense["arm"] == "multitask"]
         trivial = tables["dense_trivial"]
         prior = trivial[(trivial["predictor"] == "position prior") & (trivial["arm"] == "multitask")]
         self.prior = {task: prior[column].mean() for task, column in self.endpoints.items()}
@@ -185,7 +185,7 @@ def delta_m_by_seed(evidence: Evidence) -> pd.Series:
     changes = {}
     for seed, rows in dense[dense["seed"] < evidence.profile.seeds].groupby("seed"):
         rows = rows.set_index("arm")
-        if set(evidence.endpoints) <= set(rows.index):
+        if {"multitask", *evidence.endpoints} <= set(rows.index):
             single = {column: rows.loc[task, column] for task, column in evidence.endpoints.items()}
             changes[seed] = delta_m(evidence.experiment.tasks, rows.loc["multitask"], single)
     return pd.Series(changes, dtype=float)

@@ -15,7 +15,9 @@ UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
 def csv_text(rows: list[dict]) -> str:
-    """A CSV whose columns are those of the first row."""
+    """A CSV whose columns are those of the first row; without rows, nothing."""
+    if not rows:
+        return ""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()

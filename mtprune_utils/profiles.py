@@ -153,6 +153,8 @@ class Profile:
         _check(falling, "sizes must be falling shares between 0 and 1", self.sizes)
         known = all(type(rank) is int and 0 <= rank < len(self.sizes) for rank in self.controls.ranks)
         _check(known or not self.sizes, f"controls.ranks must be from 0 to {len(self.sizes) - 1}", self.controls.ranks)
+        whole = all(width % self.prune.multiple == 0 for width in self.widths)
+        _check(whole, "prune.multiple must divide every width of the dense network", (self.prune.multiple, self.widths))
         _check(self.seeds <= self.tuning.seed, "seeds must leave out tuning.seed", self.seeds)
         _check(0 < self.margin < 1, "margin must lie between 0 and 1", self.margin)
         _check(0 <= self.dropout < 1, "dropout must lie between 0 and 1", self.dropout)

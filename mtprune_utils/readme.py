@@ -24,7 +24,7 @@ NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws,
     "09_tour_data": ("the data", "", ""),
     "10_measure_speedup": ("what pruning buys at inference", "fig4_speedup", ""),
 }
-CLAIM_PROFILES = ("study", "quick")  # the first one that has results decides the claims
+CLAIM_PROFILES = ("study", "quick")  # the first one that has results on every claim decides them
 
 
 def notebook_table(figures: Path) -> str:
@@ -63,9 +63,11 @@ def result_table(figures: Path) -> str:
 
 
 def claims_table(figures: Path) -> str:
-    """The verdict on every claim, of the first of CLAIM_PROFILES that has one. figures: the folder of all profiles."""
-    profile = next(profile for profile in CLAIM_PROFILES if (figures / profile / "table1_claims.csv").exists())
-    table = pd.read_csv(figures / profile / "table1_claims.csv")
+    """The verdict on every claim, of the first of CLAIM_PROFILES that has runs of each. figures: the folder of all profiles."""
+    judged = {name: figures / name / "table1_claims.csv" for name in CLAIM_PROFILES}
+    tables = {name: pd.read_csv(path) for name, path in judged.items() if path.exists()}
+    profile = next((name for name, table in tables.items() if (table["seeds"] > 0).all()), CLAIM_PROFILES[-1])
+    table = tables[profile]
     rows = table[table["task"] == "all"]
     lines = ["| claim | | estimate | 95 % interval | seeds | verdict |", "|---" * 6 + "|"]
     for _, row in rows.iterrows():
@@ -85,10 +87,21 @@ def claims_table(figures: Path) -> str:
     return "\n".join(lines)
 
 
+def speed_table(benchmarks: Path) -> str:
+    """Every ratio that `make bench` has measured, on each kind of machine. benchmarks: the folder of their tables."""
+    lines = ["| ratio | setting | median | 10 % to 90 % of rounds | machine |", "|---" * 5 + "|"]
+    for path in sorted(benchmarks.glob("*.csv")):
+        for _, row in pd.read_csv(path).iterrows():
+            spread = f"{row['low']:.2f} to {row['high']:.2f}"
+            lines.append(f"| `{row['name']}` | {row['setting']} | {row['ratio']:.2f} | {spread} | {row['machine']} |")
+    return "\n".join(lines)
+
+
 def updated(text: str, figures: Path) -> str:
     """README's text with every generated part renewed. figures: the folder of all profiles' figures."""
     quick = figures / "quick"
-    parts = {"notebooks": notebook_table(quick), "results": result_table(quick), "claims": claims_table(figures)}
+    parts = {"notebooks": notebook_table(quick), "results": result_table(quick), "claims": claims_table(figures),
+             "speed": speed_table(PROJECT / "benchmarks" / "results")}
     for name, part in parts.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if start not in text or end not in text:

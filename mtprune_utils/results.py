@@ -45,7 +45,6 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     if not lines:
         name = experiment.profile.name
         raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `make figures PROFILE={name}`")
-    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())
     tables = {}
     for name, texts in parts.items():
         rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
@@ -53,6 +52,7 @@ def collect(experiment: Experiment, figures: Path) -> dict:
         if rows:
             write_atomically(folder / f"{name}.csv", _csv(rows, columns).encode())
         tables[name] = with_cells(texts)
+    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())  # last: it names no run whose rows are not there
     return tables
 
 

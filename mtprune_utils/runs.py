@@ -9,6 +9,7 @@ A run is finished if done.json is there. Files are written beside their place an
 import ast
 import hashlib
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Callable
@@ -263,10 +264,18 @@ class Run:
         return self.path("done.json").exists()
 
     def finish(self, code: str) -> None:
-        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest."""
+        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest.
+
+        Of a run that was finished before, and only gets its weights again, the marker keeps its time: what was made from the
+        run stays up to date.
+        """
         names = ("*.csv", "*.safetensors", "best.json", "provenance.json", "timing.json")
         files = {path.name: checksum(path) for name in names for path in sorted(self.folder.glob(name))}
+        marker = self.path("done.json")
+        before = marker.stat() if marker.exists() else None
         self.write_json("done.json", {"code": code, "files": files})
+        if before:
+            os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
         """Take a finished run for unfinished if its results are no longer what it wrote."""

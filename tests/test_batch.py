@@ -78,6 +78,13 @@ def test_wrong_type_is_refused(here, name, value):
         check_parameters(write_notebook(here / "nb.ipynb"), {name: value})
 
 
+def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
+    broken = '{"dense.steps": 3'
+    assert batch.main(["notebook", "notebooks/01_train_dense.ipynb", "out.ipynb", "-p", "overrides", broken]) == 1
+    assert capsys.readouterr().err == f"{broken!r} is neither JSON nor YAML: is a quote or a bracket missing?\n"
+    assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
+
+
 def test_whole_number_is_taken_for_a_float(here):
     assert repr(check_parameters(write_notebook(here / "nb.ipynb"), {"rate": 1})) == "{'rate': 1.0}"
 
@@ -274,7 +281,7 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
         assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
     assert str(repository) not in notebook.read_text()
-    assert len((repository / "runs/smoke/timings.csv").read_text().splitlines()) == 9
+    assert len((repository / "runs/smoke/timings-smoke-custom.csv").read_text().splitlines()) == 9
 
 
 def test_nothing_is_done_twice(repository):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from mtprune_utils import claims, results, stages
-from mtprune_utils.files import checksum, read_json, write_atomically
+from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
 from mtprune_utils.plots import fig5_claims, fig6_training_curves
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
@@ -155,6 +155,11 @@ def test_a_study_of_which_only_the_first_runs_are_finished_is_judged_as_far_as_i
         tables[name] = pd.DataFrame()
         found = claims.verdict_table(claims.all_claims(claims.Evidence(base.experiment, tables))).set_index("claim")
         assert found.loc["4", "note"] == "no run of it is finished"
+    begun = claims.Evidence(base.experiment, tables)
+    assert csv_text(claims.collapses(begun).to_dict("records")) == "" and begun.training_curves().empty
+    dense = base.tables["dense_evaluations"]
+    tables["dense_evaluations"] = dense[(dense["arm"] != "multitask") | (dense["seed"] > 0)]
+    assert 0 not in claims.delta_m_by_seed(claims.Evidence(base.experiment, tables)).index
     tables["dense_evaluations"] = base.tables["dense_evaluations"].query("seed > 90")
     with pytest.raises(ValueError, match="no dense network of the evaluation's seeds is finished yet"):
         claims.Evidence(base.experiment, tables)
@@ -264,7 +269,9 @@ def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_ow
     write_atomically(elsewhere.dense(0).path("checkpoints/step000000001-0.safetensors"), b"")
     results.restore(elsewhere, figures)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+    before = run.path("done.json").stat().st_mtime_ns
     stages.network(run, "model.safetensors")  # made again
+    assert run.path("done.json").stat().st_mtime_ns == before, "or all that was made from it would count as out of date"
     files = read_json(run.path("done.json"))["files"]
     assert files["model.safetensors"] == checksum(source) == checksum(run.path("model.safetensors"))
     assert not list((tmp_path / "runs" / "repeated").iterdir())

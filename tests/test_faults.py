@@ -314,6 +314,11 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"name": "x"}, "unknown setting 'name'"),
     ({"pretrained": True}, "pretrained weights are those of a full-width vgg16"),
     ({"checkpoint_seconds": -1}, "checkpoint_seconds must not be negative"),
+    ({"precision": "fp16"}, "precision must be float32 or bf16"),
+    ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+    ({"prune.score_every": 5}, "score_every must be from 1 to every"),
+    ({"prune.multiple": 8}, "multiple must be at least 1 and divide the floor"),
+    ({"prune.multiple": 5}, "prune.multiple must divide every width of the dense network"),
 ])
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):

@@ -71,8 +71,8 @@ def test_the_loop_stops_at_the_size_that_is_asked_for(architecture, dataset):
 
 
 def test_the_loop_keeps_multiples_and_ends_at_the_floor(architecture, dataset):
-    profile = replace(PROFILE, sizes=(0.8,), prune=replace(PROFILE.prune, multiple=4, floor=4))
     wide = replace(architecture, widths=(8,) * 6 + (12,) * 7)
+    profile = replace(PROFILE, sizes=(0.8,), widths=wide.widths, prune=replace(PROFILE.prune, multiple=4, floor=4))
     rows, _ = pruning_of(build(wide, 0), dataset, "taylor", profile=profile)
     widths = [tuple(map(int, row["widths"].split())) for row in rows]
     assert all(width % 4 == 0 for row in widths for width in row) and widths[-1] == (4,) * 13
