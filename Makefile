@@ -2,10 +2,12 @@
 #     make                       what there is
 #     make figures PROFILE=quick JOBS=2
 #     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
+#     make figures OVERRIDES='{"dense.steps": 200}'
 
 PROFILE = quick
 DATA = rooms
 ROOT =
+OVERRIDES =
 JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
@@ -22,7 +24,7 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
-	@$(BATCH) figures --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(JOBS),--jobs $(JOBS))
+	@$(BATCH) figures --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(JOBS),--jobs $(JOBS))
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
 	@$(BATCH) figures --profile smoke $(if $(JOBS),--jobs $(JOBS))
@@ -31,7 +33,7 @@ study: $(INSTALLED)  ## go on with the study that decides the claims, from its c
 	@$(BATCH) figures --profile study --restore $(if $(JOBS),--jobs $(JOBS))
 
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
-	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)"
+	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)')
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
 	$(BIN)/python -m pytest tests

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from mtprune_utils.batch import tell, visible_gpus
-from mtprune_utils.execution import STAGE_NOTEBOOKS, notebook_digest
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import TABLES, Experiment, code_digest
 
@@ -36,14 +36,12 @@ FIGURES_FOLDER = str(config.get("figures", "figures"))
 # A seed is finished before the next begins, so that a study of many sittings has whole seeds; within a seed, what others
 # wait for goes first, so that no core idles.
 PRIORITIES = {"dense": 4, "tune": 3, "prune": 2, "retrain": 1}
-FIGURES = {  # figure: its notebook, which runs it shows, of which stages
-    "fig1_iterative_pruning": ("notebooks/04_plot_fig1_iterative_pruning.ipynb", "paper", ("dense", "prune")),
-    "fig2_layer_widths": ("notebooks/05_plot_fig2_layer_widths.ipynb", "paper", ("dense", "prune")),
-    "fig3_retrained_from_scratch": (
-        "notebooks/06_plot_fig3_retrained_from_scratch.ipynb", "paper", ("dense", "prune", "retrain"),
-    ),
-    "fig4_speedup": ("notebooks/10_measure_speedup.ipynb", "first seed", ("prune",)),
-    "fig5_claims": ("notebooks/08_judge_claims.ipynb", "all", ("dense", "tune", "prune", "retrain")),
+FIGURES = {  # figure: which runs it shows, of which stages
+    "fig1_iterative_pruning": ("paper", ("dense", "prune")),
+    "fig2_layer_widths": ("paper", ("dense", "prune")),
+    "fig3_retrained_from_scratch": ("paper", ("dense", "prune", "retrain")),
+    "fig4_speedup": ("first seed", ("prune",)),
+    "fig5_claims": ("all", ("dense", "tune", "prune", "retrain")),
 }
 # Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
 STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
@@ -94,7 +92,7 @@ def stage_arguments(stage):
 
 
 def figure_inputs(wildcards):
-    _, which, stages = FIGURES[wildcards.figure]
+    which, stages = FIGURES[wildcards.figure]
     return [file for run in SHOWN[which] if run.stage in stages for file in run_files(run)]
 
 
@@ -103,7 +101,7 @@ def figure_arguments(wildcards, output):
 
 
 def figure_code(wildcards):
-    return code_digest("figure") + notebook_digest(FIGURES[wildcards.figure][0]) + f" margin {PROFILE.margin}"
+    return code_digest("figure") + notebook_digest(FIGURE_NOTEBOOKS[wildcards.figure]) + f" margin {PROFILE.margin}"
 
 
 tell(
@@ -152,7 +150,7 @@ rule figure:
         FIGURE_FILES,
     params:
         code=figure_code,
-        notebook=lambda wildcards: FIGURES[wildcards.figure][0],
+        notebook=lambda wildcards: FIGURE_NOTEBOOKS[wildcards.figure],
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
     # Latencies are measured while nothing else runs.

@@ -167,7 +167,7 @@ def measure(rounds: int) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
-    stages._set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
+    stages.set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
     rows = measure(parser.parse_args().rounds)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}

@@ -23,6 +23,14 @@ STAGE_NOTEBOOKS = {
     "prune": "notebooks/02_prune_iteratively.ipynb",
     "retrain": "notebooks/03_retrain_from_scratch.ipynb",
 }
+FIGURE_NOTEBOOKS = {
+    "fig1_iterative_pruning": "notebooks/04_plot_fig1_iterative_pruning.ipynb",
+    "fig2_layer_widths": "notebooks/05_plot_fig2_layer_widths.ipynb",
+    "fig3_retrained_from_scratch": "notebooks/06_plot_fig3_retrained_from_scratch.ipynb",
+    "fig4_speedup": "notebooks/10_measure_speedup.ipynb",
+    "fig5_claims": "notebooks/08_judge_claims.ipynb",
+    "fig6_training_curves": "notebooks/08_judge_claims.ipynb",  # from the same run as the one before
+}
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 

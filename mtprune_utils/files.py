@@ -1,5 +1,6 @@
 """Files that are whole or not there at all, the few forms that results take (CSV and JSON), and locks."""
 
+import ast
 import contextlib
 import csv
 import fcntl
@@ -8,7 +9,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
@@ -39,14 +40,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to, which is then flushed to disk and renamed to it.
+
+    A reader sees the old file or the new one, never half of one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield Path(name)
+        with open(name, "rb+") as file:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
@@ -58,6 +63,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole, or not at all."""
+    with replacing(path) as fresh:
+        fresh.write_bytes(content)
+
+
+def source_digest(modules: Iterable[Path]) -> str:
+    """A hash of what Python modules say; comments and layout do not count."""
+    digest = hashlib.sha256()
+    for module in modules:
+        digest.update(ast.dump(ast.parse(module.read_text())).encode())
+    return digest.hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:

@@ -16,8 +16,9 @@ from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, Null
 from mtprune_utils import stats
 from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import csv_text, read_json, write_atomically, write_json
-from mtprune_utils.runs import Experiment, Run, provenance
+from mtprune_utils.runs import PROJECT, Experiment, Run, provenance
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
 
 STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
@@ -83,7 +84,9 @@ def save_figure(
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
-    settings = {"profile": asdict(experiment.profile), "seeds": seeds}
+    notebook = PROJECT / FIGURE_NOTEBOOKS.get(name, "none")
+    drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
+    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by}
     write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
 
 

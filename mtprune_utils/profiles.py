@@ -222,7 +222,7 @@ PROFILES = {
         ),
         Profile(
             "paper",
-            depth_follows_scale=False, pretrained=True, precision="bf16",
+            depth_follows_scale=False, pretrained=True, precision="bf16", checkpoint_seconds=300.0,  # a checkpoint is 1.3 GB
             dense=Optimization(lr=1e-4, steps=25_000, evaluations=50),
             retrain=Optimization(lr=1e-3, steps=15_000, evaluations=30),
             sizes=(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.17), controls=Controls(seeds=6, ranks=(5, 9)), seeds=6,
@@ -250,9 +250,18 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     own = groups.pop("", {})
     parts = {group: dataclasses.replace(getattr(profile, group), **changes) for group, changes in groups.items()}
     profile = dataclasses.replace(profile, **own, **parts)
+    _check(bool(profile.sizes), "sizes must name at least one share of the dense network's parameters", profile.sizes)
     for criterion in (*profile.criteria, *profile.controls.schedules_of):
         check_criterion(criterion)
     return profile
+
+
+def flat(record: dict, prefix: str = "") -> dict:
+    """{"dense.steps": 500, ...} of a profile's settings as nested dictionaries."""
+    flattened = {}
+    for key, value in record.items():
+        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flattened
 
 
 def _settings(record) -> list[str]:

@@ -43,8 +43,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
             text = run.path(file).read_text() if run.done else _text(stored[name][run.name])
             parts[name].append((run, text))
     if not lines:
-        name = experiment.profile.name
-        raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `make figures PROFILE={name}`")
+        name, command = experiment.profile.name, experiment.command
+        raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `{command}`")
     tables = {}
     for name, texts in parts.items():
         rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]

@@ -6,11 +6,11 @@ runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results
 A run is finished if done.json is there. Files are written beside their place and renamed, so none is ever half there.
 """
 
-import ast
 import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,14 +19,14 @@ from importlib import metadata
 from pathlib import Path
 
 from mtprune_utils.data import data_digest, data_tasks
-from mtprune_utils.files import checksum, csv_text, read_json, write_atomically, write_json
-from mtprune_utils.profiles import Profile, check_criterion, get_profile, known
+from mtprune_utils.files import checksum, csv_text, read_json, source_digest, write_atomically, write_json
+from mtprune_utils.profiles import Profile, check_criterion, flat, get_profile, known
 from mtprune_utils.pruning import check_sizes
 from mtprune_utils.tasks import Task
 
 PACKAGE = Path(__file__).parent
 TRAINING_MODULES = (
-    "data/__init__.py", "data/_reading.py", "tasks.py", "models.py", "gradients.py", "checkpoints.py", "training.py", "stages.py",
+    "data/__init__.py", "data/_reading.py", "data/_mtan.py", "tasks.py", "models.py", "gradients.py", "checkpoints.py", "training.py", "stages.py",
 )
 PRUNING_MODULES = (*TRAINING_MODULES, "criteria.py", "pruning.py")
 STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws figures and re-trains nothing
@@ -90,6 +90,16 @@ class Experiment:
         # The paper's profile is about NYUv2: on rooms it says so.
         data = "" if self.data == "rooms" and self.profile.name != "paper" else f"-{self.data}"
         return self.profile.name + data + ("" if own else "-custom")
+
+    @property
+    def command(self) -> str:
+        """What makes all of it, as one would type it."""
+        own, used = (flat(asdict(profile)) for profile in (get_profile(self.profile.name), self.profile))
+        words = ["make figures", f"PROFILE={self.profile.name}"]
+        words += [f"DATA={self.data}"] * (self.data != "rooms") + [f"ROOT={shlex.quote(self.data_root)}"] * bool(self.data_root)
+        if changed := {key: value for key, value in used.items() if value != own[key]}:
+            words.append(f"OVERRIDES={shlex.quote(json.dumps(changed))}")
+        return " ".join(words)
 
     @classmethod
     def open(cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None) -> "Experiment":
@@ -278,13 +288,18 @@ class Run:
             os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
-        """Take a finished run for unfinished if its results are no longer what it wrote."""
-        if self.done and (damaged := self._damaged()):
+        """Take a finished run for unfinished if its tables are no longer what it wrote. (Weights: see `stages.network`.)"""
+        if self.done and (damaged := self._damaged_tables()):
             report(f"{self.stage} {self.name}: {', '.join(damaged)} is damaged, the run is repeated")
             self.path("done.json").unlink()
 
-    def _damaged(self) -> list[str]:
-        """Names of damaged files, tables that are gone among them. (Weights may be gone: they can be made again.)"""
+    def damaged(self, names: list[str]) -> list[str]:
+        """Those of a finished run's files that are here and are not what it wrote."""
+        files = read_json(self.path("done.json")).get("files", {})  # none: finished before there were checksums
+        return [name for name in names if name in files and self.path(name).exists() and checksum(self.path(name)) != files[name]]
+
+    def _damaged_tables(self) -> list[str]:
+        """Names of damaged files, those that are gone among them, of all but the weights, which can be made again."""
         try:
             record = read_json(self.path("done.json"))
         except ValueError:
@@ -296,9 +311,8 @@ class Run:
         files = record["files"]
         if not isinstance(files, dict) or not files.keys() >= set(TABLES[self.stage]):
             return ["done.json"]
-        present = [name for name in files if self.path(name).exists()]
-        gone = [name for name in files if name not in present and not name.endswith(".safetensors")]
-        return gone + [name for name in present if checksum(self.path(name)) != files[name]]
+        tables = [name for name in files if not name.endswith(".safetensors")]
+        return [name for name in tables if not self.path(name).exists()] + self.damaged(tables)
 
     def provenance(self) -> dict:
         return provenance(self.stage, self.experiment.data, params=self.params)
@@ -315,10 +329,7 @@ class Run:
 
 def code_digest(stage: str, data: str = "rooms") -> str:
     """A hash of the modules that a stage's results on a data set depend on; comments and layout do not count."""
-    digest = hashlib.sha256()
-    for module in (*STAGE_MODULES[stage], *([] if stage == "figure" else [f"data/{data}.py"])):
-        digest.update(ast.dump(ast.parse((PACKAGE / module).read_text())).encode())
-    return digest.hexdigest()[:16]
+    return source_digest(PACKAGE / module for module in (*STAGE_MODULES[stage], *([] if stage == "figure" else [f"data/{data}.py"])))
 
 
 def provenance(stage: str, data: str = "rooms", **more) -> dict:

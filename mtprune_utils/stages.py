@@ -56,8 +56,8 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
         execute(upstream, report)
     profile, origin = run.profile, run.provenance()  # before the run: the code may be edited while it lasts
     device = device_of(profile)
-    _set_up(profile, device)
-    origin |= {"threads": torch.get_num_threads(), "device": str(device)}
+    set_up(profile, device)
+    origin |= {"threads": torch.get_num_threads(), "device": device_kind(device)}
     same = " ".join(map(str, (origin["code"], origin["threads"], origin["device"], torch.cuda.device_count(), torch.__version__)))
     checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, same, report)
     try:
@@ -108,8 +108,10 @@ def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> N
         run.reopen_if_damaged(report)
     missing = [run for run in runs if not run.done]
     if missing and runs[0].profile.name != "smoke":
-        name = runs[0].profile.name
-        raise FileNotFoundError(f"{len(missing)} of {len(runs)} runs of {name} are missing: run `make figures PROFILE={name}`")
+        experiment = runs[0].experiment
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(runs)} runs of {experiment.profile.name} are missing: run `{experiment.command}`"
+        )
     for run in missing:
         execute(run, report)
 
@@ -131,7 +133,13 @@ def device_of(profile: Profile) -> torch.device:
     return torch.device(automatic if profile.device == "auto" else profile.device)
 
 
-def _set_up(profile: Profile, device: torch.device) -> None:
+def device_kind(device: torch.device) -> str:
+    """The device as results depend on it: "cpu AVX2", "cuda NVIDIA H100 80GB HBM3"."""
+    kind = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    return f"{device.type} {kind}"
+
+
+def set_up(profile: Profile, device: torch.device) -> None:
     """Turn torch's global switches."""
     if "OMP_NUM_THREADS" not in os.environ:
         # A second thread gains little on small networks, and two busy thread pools slow each other tenfold.
@@ -140,7 +148,7 @@ def _set_up(profile: Profile, device: torch.device) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what deterministic operations ask for
         torch.use_deterministic_algorithms(profile.deterministic, warn_only=True)
         torch.backends.cudnn.benchmark = not profile.deterministic  # shapes stay the same from one removal to the next
-        torch.set_float32_matmul_precision("high")  # TF32
+        torch.backends.cudnn.allow_tf32 = True  # of convolutions; CosPrune's products stay float32
 
 
 def _dense(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
@@ -194,6 +202,9 @@ def network(run: Run, file: str) -> MultiTaskNet:
 
     Raises ValueError if the repetition does not give the same tables, as on another kind of machine.
     """
+    if run.damaged([file]):
+        print(f"{run.stage} {run.name}: {file} is damaged, the run is repeated for it")
+        run.path(file).unlink()
     if not run.path(file).exists():
         state = random_state()
         folder = run.experiment.root / "repeated"  # a place of its own: another job may be repeating it too

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import socket
 import struct
 import subprocess
@@ -17,10 +18,11 @@ import pytest
 import torch
 
 from mtprune_utils import batch, check, execution, files, stages, training
-from mtprune_utils.data import load_dataset
-from mtprune_utils.execution import REPOSITORY, STAGE_NOTEBOOKS
+from mtprune_utils.data import _reading, load_dataset
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.models import load_model, model_bytes
 from mtprune_utils.profiles import get_profile
+from mtprune_utils.runs import Experiment
 from test_batch import wait_for
 from test_runs import experiment
 
@@ -78,16 +80,31 @@ def test_figures_take_no_damaged_table(tmp_path):
     assert "evaluations.csv is damaged" in said[0] and table.read_bytes() == whole
 
 
-def test_weights_that_are_gone_do_no_harm_and_damaged_ones_do(tmp_path):
+@pytest.mark.parametrize("damage", ["gone", "damaged"])
+def test_weights_are_made_again_when_something_starts_from_them(damage, tmp_path, capsys):
     run = experiment(tmp_path).dense(0)
     stages.execute(run, quiet)
-    said = []
-    run.path("model.safetensors").unlink()
+    weights = run.path("model.safetensors")
+    whole, said = weights.read_bytes(), []
+    if damage == "gone":
+        weights.unlink()
+    else:
+        weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     stages.execute(run, said.append)
-    assert said == [f"dense {run.name}: finished before, nothing to do"]
-    run.path("model.safetensors").write_bytes(b"0" * 100)
-    stages.execute(run, said.append)
-    assert "model.safetensors is damaged" in said[1] and run.done
+    assert said == [f"dense {run.name}: finished before, nothing to do"], "its tables are whole"
+    stages.network(run, weights.name)
+    assert weights.read_bytes() == whole
+    assert (f"{weights.name} is damaged" in capsys.readouterr().out) == (damage == "damaged")
+
+
+def test_the_command_that_makes_what_is_missing_names_all_that_was_asked_for(tmp_path):
+    assert experiment(tmp_path).command.startswith("make figures PROFILE=smoke OVERRIDES='{")
+    base = Experiment.open("quick", "multifashion", "/some where", str(tmp_path), {"dense.steps": 10, "dense.evaluations": 2})
+    words = shlex.split(base.command)
+    assert words[:5] == ["make", "figures", "PROFILE=quick", "DATA=multifashion", "ROOT=/some where"]
+    overrides = json.loads(words[5].removeprefix("OVERRIDES="))
+    assert overrides == {"dense.steps": 10, "dense.evaluations": 2} and len(words) == 6
+    assert Experiment.open("quick", "rooms", "", str(tmp_path)).command == "make figures PROFILE=quick"
 
 
 @pytest.mark.parametrize("code, words", [(errno.ENOSPC, "No space left on device"), (errno.EROFS, "Read-only file system")])
@@ -136,6 +153,19 @@ def test_a_cache_that_broke_off_is_decoded_again(tmp_path, monkeypatch):
         files.write_atomically(cache, cache.read_bytes()[:1000])  # not in place: it is mapped
     again = load_dataset("rooms", "", 16, 8)
     assert torch.equal(whole.train.image, again.train.image)
+
+
+def test_a_cache_of_an_older_loader_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("MTPRUNE_CACHE", str(tmp_path))
+
+    def decode(value):
+        return lambda: {"image": torch.full((1, 3, 2, 2), value, dtype=torch.uint8)}
+
+    assert _reading.decoded("rooms", "train", "digest", decode(1)).image[0, 0, 0, 0] == 1
+    assert _reading.decoded("rooms", "train", "digest", decode(2)).image[0, 0, 0, 0] == 1, "decoded before"
+    monkeypatch.setattr(_reading, "source_digest", lambda modules: "newer")
+    assert _reading.decoded("rooms", "train", "digest", decode(3)).image[0, 0, 0, 0] == 3
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["rooms-train-digest-newer.safetensors"]
 
 
 # --- during a run ---
@@ -318,6 +348,7 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"device": "tpu"}, "device must be auto, cpu or cuda"),
     ({"prune.score_every": 5}, "score_every must be from 1 to every"),
     ({"prune.multiple": 8}, "multiple must be at least 1 and divide the floor"),
+    ({"sizes": []}, "sizes must name at least one share"),
     ({"prune.multiple": 5}, "prune.multiple must divide every width of the dense network"),
 ])
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
@@ -341,7 +372,8 @@ def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, 
     origin = json.loads(source.read_text())
     monkeypatch.setattr(check, "code_digest", lambda stage, data="rooms": f"code of {stage}")
     monkeypatch.setattr(check, "git", lambda *arguments: None)
-    origin |= {"code": "code of figure", "dirty": False}
+    notebook = notebook_digest(REPOSITORY / FIGURE_NOTEBOOKS[source.stem])
+    origin |= {"code": "code of figure", "dirty": False, "notebook": notebook}
     for label, run in origin["runs"].items():
         run |= {"code": f"code of {label.split('/')[0]}", "dirty": False}
     path = tmp_path / "figures" / "quick" / source.name
@@ -352,6 +384,7 @@ def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, 
 
     assert reasons() == [] and check.main(tmp_path / "figures") == 0
     assert reasons(code="older") == ["code: figure"]
+    assert reasons(notebook="older") == ["code: notebook"]
     assert reasons(dirty=True) == ["made by uncommitted code"]
     assert reasons(profile=origin["profile"] | {"batch_size": 9}) == ["setting: batch_size"]
     dense = next(label for label in origin["runs"] if label.startswith("dense"))

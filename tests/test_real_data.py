@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mtprune_utils import plots, stages, tasks, training
-from mtprune_utils.data import DATASETS, Split, augment, load_dataset
+from mtprune_utils.data import DATASETS, Split, _reading, augment, load_dataset
 from mtprune_utils.data.multifashion import DEBIAN, FILES
 from mtprune_utils.execution import REPOSITORY, execute
 from mtprune_utils.profiles import get_profile
@@ -307,6 +307,12 @@ def test_without_root_or_network_the_download_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"tanganke/nyuv2 cannot be downloaded \(.*\): set root to a folder with NYUv2"):
         load_dataset("nyuv2")
+
+
+def test_nothing_is_downloaded_where_that_is_forbidden(monkeypatch):
+    monkeypatch.setenv("MTPRUNE_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"what cannot be downloaded \(MTPRUNE_OFFLINE is set\): do without"):
+        _reading.downloaded(lambda: pytest.fail("it was fetched"), "what", "do without")
 
 
 def test_data_sets_go_by_the_names_of_their_files():

@@ -82,17 +82,16 @@ def test_how_a_run_is_done_is_no_part_of_its_name(tmp_path):
 def test_switches_of_a_gpu(monkeypatch):
     """Set without a GPU too, so that they are tested where there is none."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    before = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    before = torch.backends.cudnn.benchmark
     try:
         for deterministic in (True, False):
-            stages._set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
+            stages.set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
             assert torch.are_deterministic_algorithms_enabled() is deterministic
             assert torch.backends.cudnn.benchmark is not deterministic
-            assert torch.get_float32_matmul_precision() == "high"
+            assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest", "scores are float32"
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.backends.cudnn.benchmark = before[0]
-        torch.set_float32_matmul_precision(before[1])
+        torch.backends.cudnn.benchmark = before
 
 
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, monkeypatch):

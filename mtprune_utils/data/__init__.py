@@ -7,6 +7,7 @@ images uint8. (Files that begin with an underscore are no data sets.)
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 
@@ -57,7 +58,7 @@ class Split:
         """One batch for each slice or tensor of indices, on the device that computes."""
         if self.device is None:
             for index in indices:
-                yield self[index if isinstance(index, slice) else index.to(self.image.device)]
+                yield self[index if isinstance(index, slice) else index.to(self.image.device, non_blocking=True)]
         else:
             loader = torch.utils.data.DataLoader(
                 self, batch_size=None, sampler=indices, num_workers=2, pin_memory=self.device.type == "cuda",
@@ -153,8 +154,14 @@ def _first(split: Split, count: int | None, kind: str) -> Split:
 
 def image_to_float(image: Tensor) -> Tensor:
     """uint8 RGB (B, 3, H, W) to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
-    mean, sd = (torch.tensor(v, device=image.device).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_SD))
+    mean, sd = _imagenet_statistics(image.device)
     return (image.float() / 255 - mean) / sd
+
+
+@lru_cache
+def _imagenet_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Brought to a device once: each copy from the host would wait for it."""
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_SD))
 
 
 class RandomBatches:
@@ -201,7 +208,7 @@ def augment(
     """
     count, _, height, width = batch.image.shape
     device = batch.image.device
-    draw = torch.rand(4, count, generator=generator).to(device)
+    draw = torch.rand(4, count, generator=generator).to(device, non_blocking=True)
     factor = scale[0] + (scale[1] - scale[0]) * draw[0]
     side = (draw[1] < 0.5).float() * 2 - 1 if mirror else torch.ones_like(factor)  # -1: mirrored
     # affine_grid's coordinates run from -1 to 1 over the image, of which the crop covers so much:

@@ -16,14 +16,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtprune_utils.data import Split
+from mtprune_utils.files import replacing, source_digest, write_atomically
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH
 
-CACHE_FORMAT = 1  # count up when the decoded form changes
 Sample = dict[str, np.ndarray]  # image (H, W, 3) uint8, and one target per task
 
 
 def cache_folder() -> Path:
     return Path(os.environ.get("MTPRUNE_CACHE", Path.home() / ".cache" / "mtprune"))
+
+
+def downloaded(fetch: Callable[[], object], what: str, instead: str):
+    """What `fetch` returns. Raises FileNotFoundError in one line where it fails, or where MTPRUNE_OFFLINE is set."""
+    try:
+        if os.environ.get("MTPRUNE_OFFLINE"):
+            raise ConnectionError("MTPRUNE_OFFLINE is set")
+        return fetch()
+    except Exception as error:  # no network, no such package, no space
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FileNotFoundError(f"{what} cannot be downloaded ({reason}): {instead}") from error
 
 
 def files_digest(root: Path, files: Iterable[Path]) -> str:
@@ -38,24 +49,26 @@ def files_digest(root: Path, files: Iterable[Path]) -> str:
         digest.update(str(file.relative_to(root)).encode())
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
-    known.parent.mkdir(parents=True, exist_ok=True)
-    fresh = known.with_suffix(f".{os.getpid()}")
-    fresh.write_text(digest.hexdigest()[:16])
-    fresh.replace(known)
+    write_atomically(known, digest.hexdigest()[:16].encode())
     return known.read_text()
 
 
-def decoded(name: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
-    """The split that `decode` makes, {"image": ..., task: ...}, from the cache if it was decoded before."""
-    cache = cache_folder() / f"{name}-{CACHE_FORMAT}-{digest}.safetensors"
+def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
+    """The part of the data set `name` that `decode` makes, {"image": ..., task: ...}: from the cache if it was decoded before.
+
+    digest: of the files. The cache goes by that of the loader's code, too.
+    """
+    code = source_digest(Path(__file__).with_name(module) for module in (f"{name}.py", "_reading.py", "_mtan.py"))
+    cache = cache_folder() / f"{name}-{part}-{digest}-{code}.safetensors"
     try:
         tensors = load_file(cache)
     except (FileNotFoundError, SafetensorError):  # not decoded yet, or broken off
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        fresh = cache.with_suffix(f".{os.getpid()}")  # two runs may decode at once; the last rename wins, all are equal
-        save_file(decode(), fresh)
-        fresh.replace(cache)
+        with replacing(cache) as fresh:  # two runs may decode at once; the last rename wins, all are equal
+            save_file(decode(), fresh)
         tensors = load_file(cache)
+        for older in cache.parent.glob(f"{name}-{part}-{digest}-*.safetensors"):
+            if older != cache:
+                older.unlink(missing_ok=True)
     return Split(tensors.pop("image"), tensors)
 
 

@@ -27,7 +27,7 @@ def load(root: str = "") -> Source:
     labels = "label_7" if (folder / "train" / "label_7").is_dir() else "label"
     train, test = (
         _reading.decoded(
-            f"cityscapes-{split}", content, lambda split=split: _mtan.mtan_split(folder, split, len(CLASSES), labels, normals=False)
+            "cityscapes", split, content, lambda split=split: _mtan.mtan_split(folder, split, len(CLASSES), labels, normals=False)
         )
         for split in ("train", "val")
     )

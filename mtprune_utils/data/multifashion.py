@@ -37,7 +37,7 @@ def load(root: str = "") -> Source:
     """60000 training and 10000 test pairs. Raises FileNotFoundError or ValueError in one line."""
     folder, content = _folder(root), digest(root)
     train, test = (
-        _reading.decoded(f"multifashion-{part}", content, lambda part=part: _pairs(folder, part == "train"))
+        _reading.decoded("multifashion", part, content, lambda part=part: _pairs(folder, part == "train"))
         for part in ("train", "test")
     )
     return Source(CLASSES, train, test, mirror=False)  # a mirrored garment would lie in the other corner
@@ -49,15 +49,13 @@ def _folder(root: str) -> Path:
     for folder in (place, place / "FashionMNIST" / "raw", *([] if root else [DEBIAN])):
         if all((folder / name).exists() for name in FILES):
             return folder
-    try:
+
+    def fetch() -> None:
         from torchvision.datasets import FashionMNIST  # only where something is decoded
 
         FashionMNIST(place, download=True)
-    except Exception as error:  # no network
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(
-            f"{place} has no FashionMNIST, and it cannot be downloaded ({reason}): set root to where {', '.join(FILES)} lie"
-        ) from error
+
+    _reading.downloaded(fetch, f"{place} has no FashionMNIST, which", f"set root to where {', '.join(FILES)} lie")
     return place / "FashionMNIST" / "raw"
 
 

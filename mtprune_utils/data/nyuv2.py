@@ -47,7 +47,7 @@ def load(root: str = "") -> Source:
     content = digest(root)
     read = {"adashare": _adashare, "mtan": _mtan_layout, "parquet": _parquet}[layout]
     train, test = (
-        _reading.decoded(f"nyuv2-{split}", content, lambda split=split: read(folder, split)) for split in ("train", "test")
+        _reading.decoded("nyuv2", split, content, lambda split=split: read(folder, split)) for split in ("train", "test")
     )
     return Source(_classes(folder, layout), train, test)
 
@@ -68,13 +68,12 @@ def _layout(root: str) -> tuple[Path, str]:
 
 
 def _download() -> Path:
-    try:
+    def fetch() -> str:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(HUGGING_FACE, repo_type="dataset", allow_patterns="*.parquet"))
-    except Exception as error:  # no network, no such package, no space
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{HUGGING_FACE} cannot be downloaded ({reason}): set root to a folder with NYUv2") from error
+        return snapshot_download(HUGGING_FACE, repo_type="dataset", allow_patterns="*.parquet")
+
+    return Path(_reading.downloaded(fetch, HUGGING_FACE, "set root to a folder with NYUv2"))
 
 
 def _classes(folder: Path, layout: str) -> tuple[str, ...]:

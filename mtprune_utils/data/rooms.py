@@ -4,16 +4,14 @@ The images lie encoded in Parquet. They are decoded once into a memory-mapped ca
 a machine that only trains needs neither a Parquet nor an image library.
 """
 
-import hashlib
 import io
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from mtprune_utils import tasks as task_set
-from mtprune_utils.data import Source, Split, _reading
+from mtprune_utils.data import Source, _reading
 from mtprune_utils.tasks import Task
 
 FOLDER = Path(__file__).parent / "rooms_v1"
@@ -30,19 +28,15 @@ def tasks(root: str = "") -> dict[str, Task]:
 
 def load(root: str = "") -> Source:
     """All of rooms, from `root` or, by default, from the package. Raises FileNotFoundError where a file is missing."""
-    train, test = (_decoded(file) for file in _files(root))
+    content = digest(root)
+    train, test = (_reading.decoded("rooms", file.stem, content, lambda file=file: _decode(file)) for file in _files(root))
     return Source(CLASSES, train, test)
 
 
 def digest(root: str = "") -> str:
     """A hash of both files."""
-    return hashlib.sha256("".join(_file_digest(file, file.stat().st_mtime_ns) for file in _files(root)).encode()).hexdigest()[:16]
-
-
-@lru_cache
-def _file_digest(file: Path, modified: int) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    files = _files(root)
+    return _reading.files_digest(files[0].parent, files)
 
 
 def _files(root: str) -> list[Path]:
@@ -53,11 +47,6 @@ def _files(root: str) -> list[Path]:
                 f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one"
             )
     return files
-
-
-def _decoded(file: Path) -> Split:
-    content = _file_digest(file, file.stat().st_mtime_ns)[:16]
-    return _reading.decoded("rooms", content, lambda: _decode(file))
 
 
 def _decode(file: Path) -> dict[str, torch.Tensor]:
