@@ -18,7 +18,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check bench bench-scores notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims test stress check bench bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training 
 	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)')
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 
@@ -51,6 +51,9 @@ bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (a quar
 
 bench-scores: $(INSTALLED)  ## how far scores on fewer minibatches, or in bf16, agree with all in float32 (trains, an hour)
 	$(BIN)/python benchmarks/scores.py
+
+bench-capacity: $(INSTALLED)  ## what a network with a quarter of the filters, trained alike, loses (minutes)
+	$(BIN)/python benchmarks/capacity.py
 
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
 	@$(BATCH) refresh

@@ -42,7 +42,6 @@ def outdated(figure: Path) -> list[str]:
 
 def main(figures: Path = PROJECT / "figures") -> int:
     """Print one line for each outdated figure that is committed (each that there is, without git). Returns 1 if any, else 0."""
-    os.environ["MTPRUNE_OFFLINE"] = "1"  # data that is not here stays where it is
     found, committed = 0, git("ls-files", "--", str(figures))
     for figure in sorted(figures.glob("*/*.json")):
         if committed is not None and figure.relative_to(figures.parent).as_posix() not in committed.splitlines():
@@ -56,4 +55,5 @@ def main(figures: Path = PROJECT / "figures") -> int:
 
 
 if __name__ == "__main__":
+    os.environ["MTPRUNE_OFFLINE"] = "1"  # data that is not here stays where it is
     sys.exit(main())

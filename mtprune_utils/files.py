@@ -40,35 +40,25 @@ def read_table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to, which is then flushed to disk and renamed to it.
-
-    A reader sees the old file or the new one, never half of one.
-    """
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the place, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
-    os.close(handle)
     try:
-        yield Path(name)
-        with open(name, "rb+") as file:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
-        os.unlink(name)
+        Path(name).unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, has to outlast a power cut
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole, or not at all."""
-    with replacing(path) as fresh:
-        fresh.write_bytes(content)
 
 
 def source_digest(modules: Iterable[Path]) -> str:
@@ -95,12 +85,17 @@ def try_lock(file) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock file at `path`. Raises ValueError, naming the process, if another one does; a killed one lets go."""
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+    """Hold the lock file at `path`; a killed process lets go.
+
+    Where another process holds it, wait until it has let go, or raise ValueError, which names that process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
         file.seek(0)
-        if not try_lock(file):
+        if wait:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not try_lock(file):
             raise ValueError(f"{what} is already being run there, by process {file.read()}: wait for it or end it")
         file.truncate(0)
         file.write(str(os.getpid()))

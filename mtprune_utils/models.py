@@ -4,6 +4,7 @@ Only backbone filters are pruned. A backbone lists what can be pruned as `layers
 """
 
 import json
+import re
 from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
@@ -158,15 +159,15 @@ def load_imagenet_backbone(model: MultiTaskNet) -> None:
     """
     if model.architecture.widths != VGG16_WIDTHS:
         raise ValueError("ImageNet weights fit the full widths only: override pretrained with false, or widths")
-    from torchvision.models import VGG16_Weights, vgg16  # not needed on the training path otherwise
+    from torchvision.models import VGG16_Weights  # not needed on the training path otherwise
 
     try:
-        source = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
+        source = VGG16_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)  # which runs no code of the file
     except OSError as error:  # urllib's URLError is one
         raise RuntimeError(f"no ImageNet weights ({error}): override pretrained with false to start at random") from error
-    convolutions = [module for module in source if isinstance(module, nn.Conv2d)]
-    for layer, convolution in zip(model.layers, convolutions, strict=True):
-        layer.conv.load_state_dict(convolution.state_dict())
+    convolutions = [name.removesuffix(".weight") for name in source if re.fullmatch(r"features\.\d+\.weight", name)]
+    for layer, name in zip(model.layers, convolutions, strict=True):
+        layer.conv.load_state_dict({kind: source[f"{name}.{kind}"] for kind in ("weight", "bias")})
 
 
 def count_parameters(architecture: Architecture) -> int:

@@ -274,18 +274,20 @@ class Run:
         return self.path("done.json").exists()
 
     def finish(self, code: str) -> None:
-        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest.
-
-        Of a run that was finished before, and only gets its weights again, the marker keeps its time: what was made from the
-        run stays up to date.
-        """
+        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest."""
         names = ("*.csv", "*.safetensors", "best.json", "provenance.json", "timing.json")
         files = {path.name: checksum(path) for name in names for path in sorted(self.folder.glob(name))}
-        marker = self.path("done.json")
-        before = marker.stat() if marker.exists() else None
         self.write_json("done.json", {"code": code, "files": files})
-        if before:
-            os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    def vouch_for(self, file: str) -> None:
+        """Note the checksum of weights that a finished run has got again.
+
+        The marker keeps its time: what was made from the run stays up to date.
+        """
+        marker = self.path("done.json")
+        record, before = read_json(marker), marker.stat()
+        self.write_json("done.json", record | {"files": record["files"] | {file: checksum(self.path(file))}})
+        os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
         """Take a finished run for unfinished if its tables are no longer what it wrote. (Weights: see `stages.network`.)"""
@@ -293,10 +295,10 @@ class Run:
             report(f"{self.stage} {self.name}: {', '.join(damaged)} is damaged, the run is repeated")
             self.path("done.json").unlink()
 
-    def damaged(self, names: list[str]) -> list[str]:
-        """Those of a finished run's files that are here and are not what it wrote."""
-        files = read_json(self.path("done.json")).get("files", {})  # none: finished before there were checksums
-        return [name for name in names if name in files and self.path(name).exists() and checksum(self.path(name)) != files[name]]
+    def intact(self, file: str) -> bool:
+        """Whether a finished run's file is here, and what it wrote."""
+        written = read_json(self.path("done.json"))["files"].get(file)
+        return self.path(file).exists() and checksum(self.path(file)) == written
 
     def _damaged_tables(self) -> list[str]:
         """Names of damaged files, those that are gone among them, of all but the weights, which can be made again."""
@@ -304,15 +306,12 @@ class Run:
             record = read_json(self.path("done.json"))
         except ValueError:
             return ["done.json"]
-        if not isinstance(record, dict) or "code" not in record:
+        if not isinstance(record, dict) or not record.keys() >= {"code", "files"}:
             return ["done.json"]
-        if "files" not in record:
-            return []  # finished before there were checksums: nothing is known
         files = record["files"]
         if not isinstance(files, dict) or not files.keys() >= set(TABLES[self.stage]):
             return ["done.json"]
-        tables = [name for name in files if not name.endswith(".safetensors")]
-        return [name for name in tables if not self.path(name).exists()] + self.damaged(tables)
+        return [name for name in files if not name.endswith(".safetensors") and not self.intact(name)]
 
     def provenance(self) -> dict:
         return provenance(self.stage, self.experiment.data, params=self.params)

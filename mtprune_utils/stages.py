@@ -10,10 +10,9 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -72,9 +71,10 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
     except RuntimeError as error:
         if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
             raise
+        smaller = {"batch_size": profile.batch_size // 2} if profile.batch_size > 1 else {"crop": profile.crop // 2}
         raise RuntimeError(
-            f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size "
-            f"or crop, e.g. {{'batch_size': {max(1, profile.batch_size // 2)}}}"
+            f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size or "
+            f"crop, e.g. {smaller}"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR):
@@ -91,7 +91,7 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
         unfinished.unlink()
     run.write_json("params.json", run.params)
     dataset = load_data(run)
-    run.write_json("provenance.json", origin | {"data_digest": dataset.digest})
+    run.write_json("provenance.json", origin | {"data_digest": dataset.digest, "settings": asdict(settings_of(run))})
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
     stage(run, dataset.to(device_of(run.profile)), report, checkpoints)
     run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
@@ -157,7 +157,7 @@ def _dense(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None
     model = build(run.profile.architecture({name: task.channels for name, task in dataset.tasks.items()}), _seed(run))
     if run.profile.pretrained:
         load_imagenet_backbone(model)
-    _train_and_save(run, model, dataset, run.profile.dense, report, checkpoints)
+    _train_and_save(run, model, dataset, settings_of(run), report, checkpoints)
     trivial = training.trivial_predictors(dataset, run.profile)
     run.write_table("trivial.csv", [{"predictor": name} | metrics for name, metrics in trivial.items()])
 
@@ -177,7 +177,7 @@ def _train_and_save(
 # --- pruning ---
 
 def _prune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
-    settings = tuned(settings_of(run), run.tuning)
+    settings = settings_of(run)
     last = len(run.profile.sizes) - 1
     model = network(run.source, "model.safetensors").to(device_of(run.profile))
     evaluations, layers = training.prune_iteratively(
@@ -198,27 +198,26 @@ def landed(rank: int) -> str:
 
 
 def network(run: Run, file: str) -> MultiTaskNet:
-    """A network that a finished run has left. Where only its tables are here, the run is repeated for its weights.
+    """A network that a finished run has left. Where its weights are gone or damaged, the run is repeated for them.
 
-    Raises ValueError if the repetition does not give the same tables, as on another kind of machine.
+    Raises ValueError if the repetition does not give the same tables, as with other code or on another kind of machine.
     """
-    if run.damaged([file]):
-        print(f"{run.stage} {run.name}: {file} is damaged, the run is repeated for it")
-        run.path(file).unlink()
-    if not run.path(file).exists():
+    if not run.intact(file):
+        print(f"{run.stage} {run.name}: {file} is gone or damaged, the run is repeated for it")
         state = random_state()
-        folder = run.experiment.root / "repeated"  # a place of its own: another job may be repeating it too
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            repeated = _elsewhere(run, Path(scratch))
-            execute(repeated)
-            if repeated.path("evaluations.csv").read_bytes() != run.path("evaluations.csv").read_bytes():
-                raise ValueError(
-                    f"{run.stage} {run.name} has no weights here, and repeating it gives other results than its tables hold "
-                    "(another machine?): start without --restore to do all of it here"
-                )
-            write_atomically(run.path(file), repeated.path(file).read_bytes())
-        run.finish(read_json(run.path("done.json"))["code"])
+        place = run.experiment.root / "repeated" / run.name  # beside the run, whose tables others may be reading
+        with locked(place / ".lock", f"repeating {run.name}", wait=True):
+            if not run.intact(file):  # another job may have repeated it, meanwhile
+                repeated = _elsewhere(run, place)
+                execute(repeated)
+                if repeated.path("evaluations.csv").read_bytes() != run.path("evaluations.csv").read_bytes():
+                    raise ValueError(
+                        f"{run.stage} {run.name} has no weights here, and repeating it gives other results than its tables "
+                        f"hold (other code, or another machine): delete {run.folder}, and start without --restore"
+                    )
+                write_atomically(run.path(file), repeated.path(file).read_bytes())
+                run.vouch_for(file)
+            shutil.rmtree(place, ignore_errors=True)
         set_random_state(state)
     return load_model(run.path(file))
 
@@ -237,15 +236,23 @@ def _elsewhere(run: Run, scratch: Path) -> Run:
 # --- re-training ---
 
 def _retrain(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
-    settings = tuned(settings_of(run), run.tuning)
-    if run.arm == "scratch_longer":
-        settings = replace(settings, steps=equal_compute_steps(run))
-    _train_and_save(run, start_of(run, _seed(run)), dataset, settings, report, checkpoints)
+    _train_and_save(run, start_of(run, _seed(run)), dataset, settings_of(run), report, checkpoints)
 
 
 def settings_of(run: Run) -> Optimization | Pruning:
-    """A run's phase as its profile has it. Fine-tuning takes pruning's optimizer for re-training's length and schedule."""
+    """What a run trains or prunes with: its profile's numbers, as its arm and a finished search change them.
+
+    Of a search: what it begins with.
+    """
+    settings = tuned(_profile_settings(run), run.tuning)
+    return replace(settings, steps=equal_compute_steps(run)) if run.arm == "scratch_longer" else settings
+
+
+def _profile_settings(run: Run) -> Optimization | Pruning:
+    """Fine-tuning takes pruning's optimizer for re-training's length and schedule."""
     profile = run.profile
+    if run.stage == "dense":
+        return profile.dense
     if run.stage == "prune" or run.arm == "prune":
         return replace(profile.prune, **run.experiment.schedules.get(run.arm, {}))
     if run.arm == "finetune":

@@ -133,7 +133,7 @@ class DepthMeter(Meter):
         error = (output.double() - safe).abs()
         ratio = torch.where(output > 0, torch.maximum(output / safe, safe / output), torch.inf)
         values = [torch.ones_like(error), error, error / safe, *(ratio < 1.25**k for k in (1, 2, 3))]
-        self.sums = self.sums + torch.stack([(value * valid).sum() for value in values])
+        self.sums = self.sums + torch.stack([torch.where(valid, value, 0).sum() for value in values])
 
     def compute(self) -> dict[str, Tensor]:
         names = ("absolute_error", "relative_error", "delta1", "delta2", "delta3")
@@ -206,11 +206,18 @@ def segmentation(classes: int) -> Task:
     )
 
 
+def _median_depth(target: Tensor) -> Tensor:
+    """Of every pixel position; where one never has a reading, of all."""
+    readings = torch.where(target > MIN_DEPTH, target, torch.nan)
+    median = readings.nanmedian(0, keepdim=True).values
+    return torch.where(median.isnan(), readings.nanmedian(), median)
+
+
 def depth(inverse: bool = False) -> Task:
     """Depth in metres, or the inverse (disparity) that Cityscapes has."""
     return Task(
         "depth", 1, "inverse depth" if inverse else "depth", depth_l1, DepthMeter,
-        prior=lambda target: torch.where(target > MIN_DEPTH, target, torch.nan).nanmedian(0, keepdim=True).values,
+        prior=_median_depth,
         endpoint="relative_error", shown="relative_error", higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
     )
 

@@ -191,18 +191,20 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
     "constant" predicts the training images' most frequent class, median depth and mean normal; "position prior" the
     same for each pixel position (and for the image as a whole, where that is what a task is about).
     """
-    parts = [targets for _, targets in evaluation_batches(dataset.train, dataset.tasks, profile)]
+    train, test = (
+        [targets for _, targets in evaluation_batches(split, dataset.tasks, profile)] for split in (dataset.train, dataset.test)
+    )
     scores: dict[str, dict[str, float]] = {"constant": {}, "position prior": {}}
     for task in dataset.tasks.values():
-        target = torch.cat([part[task.name] for part in parts])
+        target = torch.cat([targets[task.name] for targets in train])
         position = constant = task.prior(target)
         if task.geometry != "image":
             pixels = target.movedim((-2, -1), (0, 1)).flatten(0, 2)[..., None, None]  # every pixel an image of its own
             constant = task.prior(pixels).expand_as(position)
         for name, output in (("constant", constant), ("position prior", position)):
             meter = task.meter()
-            for images, targets in evaluation_batches(dataset.test, dataset.tasks, profile):
-                meter.update(output.expand(len(images), -1, -1, -1), targets[task.name])
+            for targets in test:
+                meter.update(output.expand(len(targets[task.name]), -1, -1, -1), targets[task.name])
             scores[name] |= numbers({f"{task.name}.{metric}": value for metric, value in meter.compute().items()})
     return scores
 
@@ -242,9 +244,10 @@ def train(
             continue
         losses = trainer.mean_losses()
         metrics = evaluate(model, dataset.validation, dataset.tasks, profile)
+        for task in dataset.tasks:
+            if not math.isfinite(loss := metrics[f"{task}.loss"]):
+                raise Diverged(f"the validation loss of {task} is {loss} at step {step}: lower the learning rate")
         total = total_loss(metrics)
-        if not math.isfinite(total):
-            raise Diverged(f"the validation loss is {total} at step {step}: lower the learning rate")
         report(f"step {step}/{settings.steps}: validation loss {total:.3f}")
         if total < min(map(total_loss, curve), default=math.inf):
             best_state = {name: value.clone() for name, value in model.state_dict().items()}

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import socket
 import struct
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 import torch
 
 from mtprune_utils import batch, check, execution, files, stages, training
+from mtprune_utils.checkpoints import Interrupted
 from mtprune_utils.data import _reading, load_dataset
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.models import load_model, model_bytes
@@ -59,15 +61,6 @@ def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
     assert run.done and table.read_bytes() == whole
 
 
-def test_a_run_finished_before_there_were_checksums_stays_finished(tmp_path):
-    run = experiment(tmp_path).dense(0)
-    stages.execute(run, quiet)
-    files.write_json(run.path("done.json"), {"code": files.read_json(run.path("done.json"))["code"]})
-    said = []
-    stages.execute(run, said.append)
-    assert said == [f"dense {run.name}: finished before, nothing to do"]
-
-
 def test_figures_take_no_damaged_table(tmp_path):
     base = experiment(tmp_path)
     runs = base.paper_runs()[:1]
@@ -94,7 +87,51 @@ def test_weights_are_made_again_when_something_starts_from_them(damage, tmp_path
     assert said == [f"dense {run.name}: finished before, nothing to do"], "its tables are whole"
     stages.network(run, weights.name)
     assert weights.read_bytes() == whole
-    assert (f"{weights.name} is damaged" in capsys.readouterr().out) == (damage == "damaged")
+    assert f"{weights.name} is gone or damaged, the run is repeated for it" in capsys.readouterr().out
+    stages.network(run, weights.name)
+    assert "repeated" not in capsys.readouterr().out
+
+
+def test_damaged_weights_beside_those_that_are_made_again_stay_damaged(tmp_path):
+    run = experiment(tmp_path).prune("taylor", 0)
+    stages.execute(run, quiet)
+    names = sorted(path.name for path in run.folder.glob("*.safetensors"))
+    for name in names:
+        files.write_atomically(run.path(name), b"0" * 100)
+    stages.network(run, names[0])
+    assert [run.intact(name) for name in names] == [True] + [False] * (len(names) - 1) and len(names) > 1
+
+
+def test_a_repetition_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
+    run = experiment(tmp_path).dense(0)
+    stages.execute(run, quiet)
+    whole = run.path("model.safetensors").read_bytes()
+    run.path("model.safetensors").unlink()
+    step, steps = training.Trainer.step, []
+
+    def interrupted(trainer, *scores):
+        steps.append(trainer.step_count)
+        if len(steps) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        step(trainer, *scores)
+
+    monkeypatch.setattr(training.Trainer, "step", interrupted)
+    with pytest.raises(Interrupted, match="whose state is kept"):
+        stages.network(run, "model.safetensors")
+    stages.network(run, "model.safetensors")
+    assert steps == list(range(len(steps))), "no step twice"
+    assert run.path("model.safetensors").read_bytes() == whole and not list((tmp_path / "repeated").iterdir())
+
+
+def test_weights_that_cannot_be_made_again_say_what_to_delete(tmp_path):
+    run = experiment(tmp_path).dense(0)
+    stages.execute(run, quiet)
+    table = run.path("evaluations.csv")
+    files.write_atomically(table, table.read_bytes() + b"1\n")
+    run.finish("other code")
+    run.path("model.safetensors").unlink()
+    with pytest.raises(ValueError, match=f"other code, or another machine.: delete {run.folder}, and start without --restore"):
+        stages.network(run, "model.safetensors")
 
 
 def test_the_command_that_makes_what_is_missing_names_all_that_was_asked_for(tmp_path):

@@ -79,7 +79,7 @@ def test_imagenet_weights_fill_the_backbone(monkeypatch):
     import torchvision.models
 
     source = torchvision.models.vgg16(weights=None)
-    monkeypatch.setattr(torchvision.models, "vgg16", lambda weights: source)
+    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, **safely: source.state_dict())
     model = build(Architecture(NYU, head_width=8), seed=0)
     models.load_imagenet_backbone(model)
     assert torch.equal(model.layers[12].conv.weight, source.features[28].weight)
@@ -90,10 +90,10 @@ def test_no_imagenet_weights_is_one_clear_line(monkeypatch):
 
     import torchvision.models
 
-    def refuse(weights):
+    def refuse(self, **safely):
         raise URLError("no route")
 
-    monkeypatch.setattr(torchvision.models, "vgg16", refuse)
+    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", refuse)
     with pytest.raises(RuntimeError, match="override pretrained with false"):
         models.load_imagenet_backbone(build(Architecture(NYU, head_width=8), seed=0))
 

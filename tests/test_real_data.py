@@ -30,7 +30,7 @@ def cache_of_its_own(tmp_path, monkeypatch):
 
 
 class Scene:
-    """One sample, exact: what every layout encodes in its own way. Row 0 has no label, row 1 no depth, row 2 no normal."""
+    """One sample, exact: what every layout encodes in its own way. Row 0 has no label, rows 1 and 2 no depth, row 2 no normal."""
 
     def __init__(self, seed, classes=13):
         rng = np.random.default_rng(seed)
@@ -53,7 +53,7 @@ def adashare(folder, count=(12, 4)):
             labels, depth = scene.labels.astype(np.uint8), scene.depth
             stored = scene.normals[..., [0, 2, 1]] * (1, -1, 1)  # right, into the scene, up
             normals = np.round((stored + 1) * 127.5).astype(np.uint8)
-            labels[0], depth[1], normals[2, ::2], normals[2, 1::2] = 255, 2e-5, 255, 127
+            labels[0], depth[1:3], normals[2, ::2], normals[2, 1::2] = 255, 2e-5, 255, 127
             for name, array in zip(names, (scene.image, labels, normals)):
                 Image.fromarray(array).save(folder / name)
             np.save(folder / names[3], depth)
@@ -66,7 +66,7 @@ def mtan(folder, count=(12, 4), normals=True, label_folder="label"):
     for split, number in zip(("train", "val"), count):
         for i in range(number):
             scene = Scene(i, 13 if normals else 7)
-            scene.labels[0], scene.depth[1], scene.normals[2] = -1, 0, 0
+            scene.labels[0], scene.depth[1:3], scene.normals[2] = -1, 0, 0
             arrays = {"image": scene.image / 255.0, label_folder: scene.labels.astype(np.float32)}
             arrays["depth"] = scene.depth[..., None] if normals else scene.depth
             if normals:
@@ -83,7 +83,7 @@ def hugging_face(folder, count=(12, 4)):
         rows = []
         for i in range(number):
             scene = Scene(i)
-            scene.labels[0], scene.depth[1], scene.normals[2] = -1, 0, 0
+            scene.labels[0], scene.depth[1:3], scene.normals[2] = -1, 0, 0
             planes = {"image": np.moveaxis(scene.image / np.float32(255), -1, 0), "segmentation": scene.labels,
                       "depth": scene.depth[None], "normal": np.moveaxis(scene.normals, -1, 0)}
             rows.append({name: array.tolist() for name, array in planes.items()})
@@ -125,7 +125,7 @@ def test_every_layout_of_nyuv2_gives_the_same_samples_with_invalid_pixels_marked
     assert torch.equal(data.train.image[0], torch.from_numpy(scene.image).permute(2, 0, 1))
     targets = {task: target[0] for task, target in data.train.targets.items()}
     assert (targets["segmentation"][0] == 255).all() and np.array_equal(targets["segmentation"][1:], scene.labels[1:])
-    assert (targets["depth"][0, 1] == 0).all() and np.array_equal(targets["depth"][0, 2:], scene.depth[2:])
+    assert (targets["depth"][0, 1:3] == 0).all() and np.array_equal(targets["depth"][0, 3:], scene.depth[3:])
     normals = targets["normals"].float().permute(1, 2, 0)
     assert (normals[2] == 0).all(), "white and grey pixels, zero vectors"
     error = np.abs(normals[3:].numpy() - scene.normals[3:]).max()
@@ -263,6 +263,18 @@ def empty(folder):
         file.unlink()
 
 
+def another_size(folder):
+    for kind, shape in {"image": (9, 9, 3), "label": (9, 9), "depth": (9, 9), "normal": (9, 9, 3)}.items():
+        np.save(folder / "train" / kind / "3.npy", np.ones(shape))
+
+
+def empty_cell(folder):
+    file = folder / "data" / "train-00000-of-00001.parquet"
+    table = pd.read_parquet(file)
+    table.at[3, "depth"] = None
+    table.to_parquet(file)
+
+
 @pytest.mark.parametrize("layout, damage, message", [
     ("adashare", break_index, r"nyu_v2_3task.json \(a row has not four files\): expected"),
     ("adashare", remove("seg/train2.png"), r"seg/train2.png is missing"),
@@ -277,8 +289,10 @@ def empty(folder):
     ("mtan", save("image", np.ones(SIZE)), r"train/image/3.npy has shape \(24, 32\): expected an RGB image"),
     ("mtan", save("normal", np.ones((*SIZE, 2))), r"train/normal/3.npy has shape .*: expected normals"),
     ("mtan", empty, r"val: the split is empty"),
+    ("mtan", another_size, r"train/image/3.npy is 9 x 9: expected 24 x 32, as .*train/image/0.npy"),
     ("hugging face", truncate("data/train-00000-of-00001.parquet"), r"Parquet file that cannot be read"),
     ("hugging face", remove("data/val-00000-of-00001.parquet"), r"val\*.parquet is missing"),
+    ("hugging face", empty_cell, r"train-00000-of-00001.parquet has a row whose depth is no array of numbers"),
     ("cityscapes", save("label_7", np.full(SIZE, 9)), r"train/label_7/3.npy has label 9: expected 0 to 6"),
     ("multifashion", truncate(FILES[0]), r"train-images-idx3-ubyte.gz cannot be read"),
 ])
@@ -300,6 +314,12 @@ def test_a_folder_without_the_data_set_says_what_was_expected(name, tmp_path):
     (tmp_path / "other").mkdir()
     with pytest.raises(FileNotFoundError, match="expected .*train/image/0.npy"):
         load_dataset(name, str(tmp_path / "other"))
+
+
+def test_a_mistyped_root_is_not_downloaded_to(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere holds no FashionMNIST: set root"):
+        load_dataset("multifashion", str(tmp_path / "nowhere"))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_without_root_or_network_the_download_says_so(monkeypatch, tmp_path):

@@ -58,6 +58,16 @@ def test_the_dense_network_has_learnt_to_see():
     assert angle["dense_network"] <= angle["position_prior"] - 9
 
 
+def test_a_quarter_of_the_filters_is_worse_on_every_task():
+    """Trained alike; or the data could not tell a pruned network from a whole one. By more than both spreads together."""
+    table = pd.read_csv(ROOT / "benchmarks" / "capacity.csv", index_col=0)
+    assert int(table.loc["filters", "a quarter of the filters"]) == int(table.loc["filters", "dense"]) // 4
+    for task in Experiment(PROFILES["quick"]).tasks.values():
+        sign = 1 if task.endpoint in task.higher_is_better else -1
+        means, spreads = (table.loc[f"{task.name}.{task.endpoint} {kind}"].astype(float) for kind in ("mean", "std"))
+        assert sign * (means["dense"] - means["a quarter of the filters"]) > spreads.sum(), task.name
+
+
 JUDGED = [path.parent.name for path in sorted((ROOT / "figures").glob("*/table1_claims.csv")) if path.parent.name in PROFILES]
 
 

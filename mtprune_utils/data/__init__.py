@@ -39,8 +39,9 @@ class Split:
     def __getitem__(self, index) -> "Split":
         return Split(self.image[index], {task: target[index] for task, target in self.targets.items()}, self.device)
 
-    def to(self, device: torch.device | str) -> "Split":
-        return Split(self.image.to(device), {task: target.to(device) for task, target in self.targets.items()})
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Split":
+        targets = {task: target.to(device, non_blocking=non_blocking) for task, target in self.targets.items()}
+        return Split(self.image.to(device, non_blocking=non_blocking), targets)
 
     def pin_memory(self) -> "Split":
         pinned = {task: target.pin_memory() for task, target in self.targets.items()}
@@ -65,7 +66,7 @@ class Split:
                 generator=torch.Generator(),  # or it would draw from dropout's random numbers
             )
             for batch in loader:
-                yield batch.to(self.device)
+                yield batch.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

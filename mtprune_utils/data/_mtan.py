@@ -36,4 +36,4 @@ def mtan_split(root: Path, split: str, classes: int, label_folder: str, normals:
             sample["normals"] = _reading.checked_normals(_reading.read_array(normal, "surface normals"), size, normal)
         return sample
 
-    return _reading.stacked(_reading.in_order(read, len(names)), len(names), str(folder))
+    return _reading.stacked(_reading.in_order(read, len(names)), [str(folder / "image" / name) for name in names], str(folder))

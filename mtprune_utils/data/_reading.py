@@ -6,19 +6,21 @@ sample is looked at before any training starts; what is wrong with it is one lin
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from mtprune_utils.data import Split
-from mtprune_utils.files import replacing, source_digest, write_atomically
+from mtprune_utils.files import source_digest, write_atomically
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH
 
+_HEADERS = threading.Lock()  # numpy reads headers by `ast`, which Python 3.11 breaks where two threads do so at once
 Sample = dict[str, np.ndarray]  # image (H, W, 3) uint8, and one target per task
 
 
@@ -58,13 +60,13 @@ def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, to
 
     digest: of the files. The cache goes by that of the loader's code, too.
     """
-    code = source_digest(Path(__file__).with_name(module) for module in (f"{name}.py", "_reading.py", "_mtan.py"))
+    here = Path(__file__).parent
+    code = source_digest(here / module for module in (f"{name}.py", "_reading.py", "_mtan.py", "../tasks.py"))
     cache = cache_folder() / f"{name}-{part}-{digest}-{code}.safetensors"
     try:
         tensors = load_file(cache)
     except (FileNotFoundError, SafetensorError):  # not decoded yet, or broken off
-        with replacing(cache) as fresh:  # two runs may decode at once; the last rename wins, all are equal
-            save_file(decode(), fresh)
+        write_atomically(cache, save(decode()))  # two runs may decode at once; the last rename wins, all are equal
         tensors = load_file(cache)
         for older in cache.parent.glob(f"{name}-{part}-{digest}-*.safetensors"):
             if older != cache:
@@ -72,16 +74,22 @@ def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, to
     return Split(tensors.pop("image"), tensors)
 
 
-def stacked(samples: Iterator[Sample], count: int, what: str) -> dict[str, torch.Tensor]:
-    """`count` samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one."""
-    if not count:
+def stacked(samples: Iterator[Sample], files: Sequence[str], what: str) -> dict[str, torch.Tensor]:
+    """Samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one.
+
+    files: where each sample's image lies, for messages. Raises ValueError if there is none, or one of another size.
+    """
+    if not files:
         raise ValueError(f"{what}: the split is empty, expected at least one sample")
     tensors: dict[str, torch.Tensor] = {}
     for i, sample in enumerate(samples):
         for name, array in sample.items():
             planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
             if name not in tensors:
-                tensors[name] = torch.empty((count, *planes.shape), dtype=planes.dtype)
+                tensors[name] = torch.empty((len(files), *planes.shape), dtype=planes.dtype)
+            if planes.shape != tensors[name].shape[1:]:
+                size, first = (" x ".join(map(str, shape[-2:])) for shape in (planes.shape, tensors[name].shape))
+                raise ValueError(f"{files[i]} is {size}: expected {first}, as {files[0]}")
             tensors[name][i] = planes
     return tensors
 
@@ -97,7 +105,12 @@ def in_order(read: Callable[[int], Sample], count: int) -> Iterator[Sample]:
 
 def read_array(file: Path, what: str) -> np.ndarray:
     """A .npy file. Raises FileNotFoundError or ValueError in one line."""
-    return _read(file, what, lambda: np.load(file, allow_pickle=False))
+    def read() -> np.ndarray:
+        with _HEADERS:
+            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
+        return np.array(mapped)
+
+    return _read(file, what, read)
 
 
 def read_image(file: Path, what: str) -> np.ndarray:

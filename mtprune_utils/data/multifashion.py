@@ -2,8 +2,8 @@
 
 Two FashionMNIST images (28 x 28, ten classes) lie over each other at opposite corners of a 36 x 36 canvas, the brighter
 pixel shows; the tasks are to name the garment at the upper left and the one at the lower right. Image i is paired with
-image p(i), p a fixed permutation. `root` is where torchvision's FashionMNIST lies or is downloaded to, or a folder with its
-four .gz files, such as Debian's package `dataset-fashion-mnist` installs.
+image p(i), p a fixed permutation. `root` is where torchvision's FashionMNIST lies, or a folder with its four
+.gz files, such as Debian's package `dataset-fashion-mnist` installs; without one, that package's or a download is taken.
 """
 
 import gzip
@@ -44,18 +44,20 @@ def load(root: str = "") -> Source:
 
 
 def _folder(root: str) -> Path:
-    """Where the four files lie. torchvision downloads them into the cache where neither root nor Debian has them."""
+    """Where the four files lie: in root; without one, in the cache or where Debian has them, else torchvision fetches them."""
     place = Path(root) if root else _reading.cache_folder()
     for folder in (place, place / "FashionMNIST" / "raw", *([] if root else [DEBIAN])):
         if all((folder / name).exists() for name in FILES):
             return folder
+    if root:
+        raise FileNotFoundError(f"{place} holds no FashionMNIST: set root to where {', '.join(FILES)} lie, or to '' to download it")
 
     def fetch() -> None:
         from torchvision.datasets import FashionMNIST  # only where something is decoded
 
         FashionMNIST(place, download=True)
 
-    _reading.downloaded(fetch, f"{place} has no FashionMNIST, which", f"set root to where {', '.join(FILES)} lie")
+    _reading.downloaded(fetch, "FashionMNIST", f"set root to where {', '.join(FILES)} lie")
     return place / "FashionMNIST" / "raw"
 
 

@@ -125,7 +125,9 @@ def _adashare(folder: Path, split: str) -> dict:
             "normals": _reading.checked_normals(normals, size, normal_file),
         }
 
-    return _reading.stacked(_reading.in_order(read, len(rows)), len(rows), f"{folder / INDEX}, {split}")
+    return _reading.stacked(
+        _reading.in_order(read, len(rows)), [str(folder / row[0]) for row in rows], f"{folder / INDEX}, {split}"
+    )
 
 
 # --- MTAN and Hugging Face ---
@@ -149,17 +151,17 @@ def _parquet(folder: Path, split: str) -> dict:
             try:
                 for batch in pyarrow.parquet.ParquetFile(file).iter_batches(8, columns=columns):
                     for i in range(len(batch)):
-                        yield _parquet_sample({name: _nested(batch[name][i]) for name in batch.schema.names}, file)
+                        yield _parquet_sample({name: _nested(batch[name][i], name, file) for name in batch.schema.names}, file)
             except (pyarrow.ArrowException, OSError, KeyError) as error:
                 raise ValueError(
                     f"{file} cannot be read ({error}): expected image, segmentation, depth and normal; fetch it again"
                 ) from error
 
     try:
-        count = sum(pyarrow.parquet.ParquetFile(file).metadata.num_rows for file in files)
+        names = [f"row {i} of {file}" for file in files for i in range(pyarrow.parquet.ParquetFile(file).metadata.num_rows)]
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{folder} has a Parquet file that cannot be read ({error}): fetch it again") from error
-    return _reading.stacked(rows(), count, f"{folder}, {split}")
+    return _reading.stacked(rows(), names, f"{folder}, {split}")
 
 
 def _parquet_sample(arrays: dict[str, np.ndarray], file: Path) -> _reading.Sample:
@@ -173,10 +175,13 @@ def _parquet_sample(arrays: dict[str, np.ndarray], file: Path) -> _reading.Sampl
     }
 
 
-def _nested(cell) -> np.ndarray:
+def _nested(cell, name: str, file: Path) -> np.ndarray:
     """Lists in lists, as Arrow stores them, as one array."""
-    values, shape, lists = cell.values, [], 1
-    while str(values.type).startswith(("list", "large_list", "fixed_size_list")):
-        shape.append(len(values) // lists)
-        lists, values = len(values), values.flatten()
-    return values.to_numpy(zero_copy_only=False).reshape(*shape, -1)
+    try:
+        values, shape, lists = cell.values, [], 1
+        while str(values.type).startswith(("list", "large_list", "fixed_size_list")):
+            shape.append(len(values) // lists)
+            lists, values = len(values), values.flatten()
+        return values.to_numpy(zero_copy_only=False).reshape(*shape, -1)
+    except (AttributeError, ValueError) as error:  # an empty cell, rows of unequal length
+        raise ValueError(f"{file} has a row whose {name} is no array of numbers ({error}); fetch it again") from error
