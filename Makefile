@@ -35,7 +35,7 @@ study: $(INSTALLED)  ## go on with the study that decides the claims, from its c
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
 	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)')
 
-test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs
+test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks

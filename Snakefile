@@ -15,9 +15,11 @@ from pathlib import Path
 
 from mtprune_utils.batch import tell, visible_gpus
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.profiles import get_profile, known
 from mtprune_utils.runs import TABLES, Experiment, code_digest
 
+for key in config:
+    known(key, ("profile", "runs", "figures", "overrides", "data", "root"), "setting")
 OVERRIDES = config.get("overrides", {})  # of numbers in the profile
 SHARED = {
     "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")), "overrides": OVERRIDES,
@@ -25,6 +27,7 @@ SHARED = {
 }
 PROFILE = get_profile(SHARED["profile"], OVERRIDES)
 EXPERIMENT = Experiment(PROFILE, SHARED["data"], SHARED["root"], Path(SHARED["runs"]))
+EXPERIMENT.check()
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 SHOWN = {
     "paper": EXPERIMENT.paper_runs(), "first seed": [run for run in EXPERIMENT.paper_runs() if run.seed == 0],

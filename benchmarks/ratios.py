@@ -9,7 +9,7 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,11 +102,14 @@ class Case:
                     parameter.grad = grad
             if batched:
                 stacked = torch.autograd.grad(features, backbone, torch.stack(at_features), is_grads_batched=True)
+                total = [grads.sum(0) for grads in stacked]
             else:
-                by_task = [torch.autograd.grad(features, backbone, gradient, retain_graph=True) for gradient in at_features]
-                stacked = [torch.stack(grads) for grads in zip(*by_task)]
-            for parameter, grads in zip(backbone, stacked):
-                parameter.grad = laid_out_like(parameter, grads.sum(0))
+                *earlier, last = at_features
+                by_task = [torch.autograd.grad(features, backbone, gradient, retain_graph=True) for gradient in earlier]
+                by_task.append(torch.autograd.grad(features, backbone, last))
+                total = [sum(grads) for grads in zip(*by_task)]
+            for parameter, grad in zip(backbone, total):
+                parameter.grad = laid_out_like(parameter, grad)
             trainer.optimizer.step()
 
         return step
@@ -137,41 +140,43 @@ def quarter(architecture: Architecture, crop: int) -> Architecture:
     return min(map(narrowed, shares), key=lambda a: abs(complexity(a, (crop, crop))["macs"] / dense - 0.25))
 
 
-def measure(rounds: int) -> list[dict]:
+def measure(rounds: int) -> Iterator[dict]:
+    """One row after the other, so that none is lost if a later one fails."""
     paper, quick = PROFILES["paper"], PROFILES["quick"]
     precision = "bf16" if torch.cuda.is_available() else "float32"  # few CPUs have arithmetic for bf16
     large = replace(paper, pretrained=False, precision=precision)
     small = replace(large, crop=97, batch_size=4)
-    rows = []
 
-    def add(name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> None:
+    def row(name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> dict:
         ratio, low, high = compare(numerator, denominator, rounds, calls)
-        rows.append({"name": name, "setting": setting, "ratio": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}"})
         print(f"{name:22} {ratio:.3f} ({low:.3f} to {high:.3f})  {setting}", flush=True)
+        return {"name": name, "setting": setting, "ratio": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}"}
 
     for profile, setting, calls in ((quick, "quick", 5), (small, "full width, batch 4, 97 x 97", 1)):
         case = Case(profile)
-        add("taylor_over_plain", setting, case.step("taylor"), case.step(), rounds, calls)
-        add("cosprune_over_minimal", setting, case.step("cosprune"), case.minimal(), rounds, calls)
-        add("batched_over_minimal", setting, case.minimal(batched=True), case.minimal(), rounds, calls)
+        yield row("taylor_over_plain", setting, case.step("taylor"), case.step(), rounds, calls)
+        yield row("cosprune_over_plain", setting, case.step("cosprune"), case.step(), rounds, calls)
+        yield row("cosprune_over_minimal", setting, case.step("cosprune"), case.minimal(), rounds, calls)
+        yield row("batched_over_minimal", setting, case.minimal(batched=True), case.minimal(), rounds, calls)
         fewer = quarter(case.architecture, profile.crop)
-        add("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), rounds, calls)
+        yield row("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), rounds, calls)
+    case = Case(large)
+    yield row("removal_over_plain", "full width, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
     case = Case(quick)
     compiled, seconds = case.compiled()
-    add("compiled_over_plain", f"quick, after {seconds:.0f} s of compiling", compiled, case.step(), rounds, 5)
-    case = Case(large)
-    add("removal_over_plain", "full width, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
-    return rows
+    yield row("compiled_over_plain", f"quick, after {seconds:.0f} s of compiling", compiled, case.step(), rounds, 5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
     stages.set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
-    rows = measure(parser.parse_args().rounds)
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}
-    write_atomically(RESULTS / f"{machine()}.csv", csv_text([row | more for row in rows]).encode())
+    rows = []
+    for row in measure(parser.parse_args().rounds):
+        rows.append(row | more)
+        write_atomically(RESULTS / f"{machine()}.csv", csv_text(rows).encode())
 
 
 if __name__ == "__main__":

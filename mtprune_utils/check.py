@@ -9,7 +9,7 @@ from pathlib import Path
 from mtprune_utils.data import data_digest
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, notebook_digest
 from mtprune_utils.files import read_json
-from mtprune_utils.profiles import PROFILES, flat
+from mtprune_utils.profiles import PROFILES, Profile, flat
 from mtprune_utils.runs import PROJECT, code_digest, git
 
 
@@ -28,7 +28,8 @@ def outdated(figure: Path) -> list[str]:
     if name not in PROFILES:
         return [*reasons, f"profile {name!r} is gone"]
     now, then = (flat(json.loads(json.dumps(profile))) for profile in (dataclasses.asdict(PROFILES[name]), origin["profile"]))
-    reasons += [f"setting: {key}" for key in then if now.get(key) != then[key]]
+    free = {setting.name for setting in dataclasses.fields(Profile) if not setting.compare}  # results do not depend on them
+    reasons += [f"setting: {key}" for key in then if now.get(key) != then[key] and key not in free]
     try:
         digest = data_digest(data)
     except (OSError, ValueError):

@@ -106,18 +106,22 @@ def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
 def check_injected(cells: list[str]) -> None:
     """The same check within a notebook that papermill itself runs, on the sources of the cells so far (IPython's `In`).
 
-    papermill puts the given parameters into a cell of its own behind the declared ones, whatever their names.
+    papermill puts the given parameters into a cell of its own behind the declared ones, whatever their names. In
+    JupyterLab the declared values themselves are edited.
     """
     declared: dict = {}
     for cell in cells:
         if cell.startswith("# Parameters\n"):
             given = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
             _check_values(given, declared, "the notebook")
-        elif not declared:
-            try:
-                declared = _declared(cell, "the notebook")
-            except (ValueError, SyntaxError):  # another cell, which somebody ran first
-                pass
+            continue
+        try:
+            found = _declared(cell, "the notebook")
+        except (ValueError, SyntaxError):  # another cell, which somebody ran first
+            continue
+        if not declared or found.keys() == declared.keys():  # the first time, or edited and run again
+            declared = found
+            _check_values({name: value for name, (_, value, _) in declared.items()}, declared, "the notebook")
 
 
 def notebook_digest(notebook: str | Path) -> str:

@@ -333,7 +333,7 @@ def code_digest(stage: str, data: str = "rooms") -> str:
 
 def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
-    own = {"tune": ("optuna",), "figure": ("onnxruntime",)}.get(stage, ())
+    own = {"tune": ("optuna",), "figure": ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")}.get(stage, ())
     packages = ("torch", "numpy", "torch-pruning", "safetensors", *own)
     return {
         "commit": git("rev-parse", "HEAD"),

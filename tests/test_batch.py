@@ -32,7 +32,7 @@ def write_notebook(path, *cells, parameters=PARAMETERS):
     return path
 
 
-def wait_for(condition, seconds=20):
+def wait_for(condition, seconds=60):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
@@ -282,6 +282,17 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
     assert str(repository) not in notebook.read_text()
     assert len((repository / "runs/smoke/timings-smoke-custom.csv").read_text().splitlines()) == 9
+
+
+@pytest.mark.parametrize("setting, message", [
+    ("profle=smoke", "unknown setting 'profle': did you mean 'profile'?"),
+    ("profile=smok", "unknown profile 'smok': did you mean 'smoke'?"),
+    ("data=room", "unknown data set 'room'"),
+])
+def test_snakemake_by_hand_refuses_what_the_launcher_refuses(repository, setting, message):
+    command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", setting]
+    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
+    assert result.returncode != 0 and message in result.stdout + result.stderr
 
 
 def test_nothing_is_done_twice(repository):

@@ -359,6 +359,10 @@ def test_every_notebook_checks_what_papermill_injects():
     execution.check_injected(["", "import os", declared, "%matplotlib inline", "# Parameters\nseed = 3\n", again])
     with pytest.raises(ValueError, match="has no parameter 'rl'"):
         execution.check_injected(["", declared, "# Parameters\nrl = 1\n"])
+    with pytest.raises(ValueError, match="'seed' takes a int, got 1.5"):  # edited in JupyterLab
+        execution.check_injected(["", declared.replace("0  #", "1.5  #")])
+    with pytest.raises(ValueError, match="'lr' takes a float, got 'x'"):  # there, and run again
+        execution.check_injected(["", declared, "x = 1", declared.replace("0.1", "'x'")])
 
 
 @pytest.mark.parametrize("overrides, message", [

@@ -56,7 +56,7 @@ def test_losses_scores_and_choice_agree_in_every_round(golden):
     model, task_set = network(golden)
     pruner = Pruner(model)
     alive = [np.ones(len(layer.conv.weight), bool) for layer in model.layers]
-    rounds = sorted({key.split(".")[0] for key in golden if key.startswith("r")})
+    rounds = sorted({key.split(".")[0] for key in golden if key.startswith("r")}, key=lambda name: int(name[1:]))
     assert len(rounds) >= 2
     for number in rounds:
         cosine = Scores("cosprune", model.layers)

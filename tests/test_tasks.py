@@ -47,6 +47,44 @@ def test_normals_skip_the_zero_vector_and_do_not_need_unit_predictions():
     assert [ours[f"within_{limit}"] for limit in (11.25, 22.5, 30)] == pytest.approx([1 / 3] * 3)
 
 
+def test_meters_count_pixels_of_the_whole_set_not_means_of_batches():
+    """Against NumPy: batches of unequal size, an image without any valid pixel, negative depths, outputs that are no number."""
+    rng = np.random.default_rng(0)
+    sizes, (height, width) = (3, 1, 2), (5, 7)
+    count = sum(sizes)
+    depth, normals = rng.uniform(0.5, 5, (count, 1, height, width)), rng.normal(size=(count, 3, height, width))
+    depths, angles = rng.normal(2, 2, depth.shape), rng.normal(size=normals.shape)
+    invalid = rng.random((count, height, width)) < 0.3
+    invalid[3] = True  # a batch of its own
+    depth[:, 0][invalid], normals[np.broadcast_to(invalid[:, None], normals.shape)] = 0, 0
+    depths[:, 0][invalid] = np.nan
+
+    def batches(output, target):
+        edges = np.cumsum((0, *sizes))
+        output, target = (torch.from_numpy(array).float() for array in (output, target))
+        return [(output[a:b], target[a:b]) for a, b in zip(edges, edges[1:])]
+
+    ours = metrics(tasks.depth(), batches(depths, depth))
+    p, t = depths[:, 0][~invalid], depth[:, 0][~invalid]
+    ratio = np.where(p > 0, np.maximum(p / t, t / p), np.inf)
+    expected = {"absolute_error": abs(p - t).mean(), "relative_error": (abs(p - t) / t).mean()}
+    expected |= {f"delta{k}": (ratio < 1.25**k).mean() for k in (1, 2, 3)}
+    assert ours == pytest.approx(expected, rel=1e-5)
+
+    ours = metrics(tasks.normals(), batches(angles, normals))
+    p, t = (np.moveaxis(array, 1, -1)[~invalid] for array in (angles, normals))
+    cosine = (p * t).sum(-1) / np.linalg.norm(p, axis=-1) / np.linalg.norm(t, axis=-1)
+    angle = np.degrees(np.arccos(cosine))
+    expected = {"mean_angle": angle.mean(), "median_angle": np.median(angle)}
+    expected |= {f"within_{limit}": (angle < limit).mean() for limit in (11.25, 22.5, 30)}
+    assert ours == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_position_without_any_reading_gets_the_median_of_all():
+    target = torch.tensor([[0.0, 1, 2], [0, 3, 4]]).view(2, 1, 1, 3)
+    assert tasks.depth().prior(target).flatten().tolist() == [2.0, 1.0, 2.0], "nanmedian takes the lower of two"
+
+
 @pytest.mark.parametrize(
     "task, output, valid, invalid",
     [
