@@ -380,6 +380,12 @@ def test_real_images_go_through_loader_augmentation_and_metrics(real):
             assert perfect[task.shown] == pytest.approx(1.0 if name == "segmentation" else 0.0, abs=0.1)
 
 
+def test_real_images_are_drawn_with_their_targets(real):
+    figure = plots.show_samples(real.train, real, count=1)
+    figure.canvas.draw()
+    assert len([axis for axis in figure.axes if axis.images]) == 4
+
+
 def test_real_normals_are_those_of_the_real_depth(real):
     """In the common axes, x right, y up, z to the camera, with the Kinect's focal length: they agree but for noise."""
     y, x = torch.meshgrid(torch.arange(480.0), torch.arange(640.0), indexing="ij")

@@ -1,7 +1,10 @@
 """The committed results of the quick profile: complete, worth looking at, and what the README shows."""
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -27,6 +30,28 @@ def test_every_link_of_the_readme_leads_somewhere():
     text = (ROOT / "README.md").read_text()
     links = [part.split(")")[0] for part in text.split("](")[1:]]
     assert all((ROOT / link).exists() for link in links if not link.startswith("http"))
+
+
+def test_modules_import_only_from_those_before_them():
+    """In the order in which the README says that data flows; what stands behind it serves the whole."""
+    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("`tasks.py` →")]
+    order = [name.strip("`/").removesuffix(".py") for name in line.partition(";")[0].split(" → ")]
+    assert {f"{name}.py" for name in order if name != "data"} <= {path.name for path in (ROOT / "mtprune_utils").glob("*.py")}
+    for place, module in enumerate(order):
+        files = (ROOT / "mtprune_utils" / module).glob("*.py") if module == "data" else [ROOT / "mtprune_utils" / f"{module}.py"]
+        for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mtprune_utils"):
+                continue
+            _, _, inner = node.module.partition("mtprune_utils.")
+            for imported in [inner.partition(".")[0]] if inner else [alias.name for alias in node.names]:
+                assert imported == module or imported not in order[place:], f"{module} imports {imported}"
+
+
+def test_the_training_path_imports_no_more_than_four_packages():
+    heavy = ["torchvision", "pandas", "matplotlib", "seaborn", "scipy", "pyarrow", "PIL", "optuna", "snakemake", "papermill"]
+    code = f"import sys, mtprune_utils.stages; print([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert found.stdout.strip() == "[]", found.stdout + found.stderr
 
 
 FIGURE_NAMES = [
