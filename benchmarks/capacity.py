@@ -16,7 +16,8 @@ from mtprune_utils.runs import PROJECT, Experiment
 
 RESULTS = Path(__file__).with_name("capacity.csv")
 PROFILE = PROFILES["quick"]
-NETWORKS = {"dense": {}, "a quarter of the filters": {"widths": [width // 4 for width in PROFILE.widths], "prune.floor": 1}}
+QUARTER = {"widths": [width // 4 for width in PROFILE.widths], "prune.floor": 1, "sizes": [0.9], "controls.ranks": [0]}
+NETWORKS = {"dense": {}, "a quarter of the filters": QUARTER}  # a pruning run's floor and sizes have to fit, and play no part
 
 
 def main() -> None:
