@@ -30,10 +30,10 @@ def main() -> None:
             tables.append(pd.read_csv(run.path("evaluations.csv")).assign(network=name))
     table = pd.concat(tables)
     metrics = [column for column in table if column.split(".")[0] in experiment.tasks and not column.endswith(".loss")]
-    summary = table.groupby(["network", "filters", "macs"], sort=False)[metrics].agg(["mean", "std"])
+    summary = table.groupby(["network", "filters", "macs"], sort=False)[metrics].agg(["mean", "std"]).round(4)
     summary.columns = [" ".join(column) for column in summary.columns]
     summary = summary.assign(seeds=PROFILE.seeds).reset_index().T
-    write_atomically(RESULTS, summary.to_csv(header=False, float_format="%.4f").encode())
+    write_atomically(RESULTS, summary.to_csv(header=False).encode())
     print(summary.to_string(header=False))
 
 
