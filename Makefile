@@ -18,7 +18,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check bench bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims test stress check bench bench-run bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ check: $(INSTALLED)  ## name each figure whose code, numbers or data have change
 
 bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (a quarter of an hour; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py
+
+bench-run: $(INSTALLED)  ## time a complete pruning run, removal by removal, into benchmarks/throughput (PROFILE=quick; paper needs a GPU)
+	$(BIN)/python benchmarks/throughput.py --profile $(PROFILE)
 
 bench-scores: $(INSTALLED)  ## how far scores on fewer minibatches, or in bf16, agree with all in float32 (trains, an hour)
 	$(BIN)/python benchmarks/scores.py

@@ -55,9 +55,9 @@ def compare(numerator: Callable, denominator: Callable, rounds: int, calls: int 
 class Case:
     """A network that trains on rooms, as a profile does."""
 
-    def __init__(self, profile: Profile):
+    def __init__(self, profile: Profile, images: int | None = 64):
         self.profile = profile
-        self.dataset = load_dataset("rooms", "", 64, 16).to("cuda" if torch.cuda.is_available() else "cpu")
+        self.dataset = load_dataset("rooms", "", images, images and 16).to(stages.device_of(profile))
         self.architecture = profile.architecture({name: task.channels for name, task in self.dataset.tasks.items()})
 
     def trainer(self, architecture: Architecture | None = None) -> Trainer:

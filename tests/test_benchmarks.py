@@ -1,0 +1,62 @@
+"""The benchmarks measure what they say. No times are tested."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from mtprune_utils.profiles import get_profile
+
+ROOT = Path(__file__).resolve().parent.parent
+SMOKE = {"train_images": None, "batch_size": 4, "prune.every": 2, "prune.filters": 200}
+
+
+@pytest.fixture
+def benchmark(monkeypatch):
+    """The benchmarks' module of that name."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return lambda name: __import__(name)
+
+
+def test_a_run_is_timed_removal_by_removal(benchmark):
+    throughput = benchmark("throughput")
+    case = throughput.Case(get_profile("smoke", SMOKE))
+    table = throughput.timed_run(case, "cosprune")
+    assert table["removal"].tolist() == list(range(len(table))) and len(table) >= 3
+    assert table["filters"].is_monotonic_decreasing and table["filters"].iloc[-1] == 13 * case.profile.prune.floor
+    assert (table[["steps_per_second", "evaluation_seconds"]] > 0).all(axis=None)
+    seconds = case.profile.prune.every / table["steps_per_second"]
+    pd.testing.assert_series_equal(table["train_seconds"], seconds, check_names=False)
+
+
+def test_operations_of_a_step_are_those_of_its_passes(benchmark):
+    """Forward once; backward through the backbone once per task: two products of the forward pass's size each."""
+    throughput = benchmark("throughput")
+    case = throughput.Case(get_profile("smoke", SMOKE))
+    model = throughput.build(case.architecture, 0)
+    with throughput.FlopCounterMode(display=False) as counter:
+        images = torch.zeros(case.profile.batch_size, 3, case.profile.crop, case.profile.crop)
+        model.backbone(images)
+        backbone = counter.get_total_flops()
+    tasks = len(case.dataset.tasks)
+    counted = throughput.step_flops(case, case.architecture, "cosprune")
+    assert (1 + 2 * tasks) * backbone * 0.9 < counted < (1 + 2 * tasks) * backbone * 1.6  # heads and scores beside it
+    assert throughput.step_flops(case, case.architecture, "taylor") < 0.6 * counted
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_step_by_hand_does_the_work_of_a_scored_one(benchmark, batched):
+    """Else it would be no yardstick: both leave the same weights."""
+    case = benchmark("ratios").Case(get_profile("smoke", SMOKE))
+    scored, by_hand = case.step("cosprune"), case.minimal(batched)
+    for step in (scored, by_hand) * 2:
+        step()
+    expected, found = (trainer_of(step).model.state_dict() for step in (scored, by_hand))
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def trainer_of(step):
+    return next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "optimizer"))
