@@ -93,6 +93,26 @@ def test_a_quarter_of_the_filters_is_worse_on_every_task():
         assert sign * (means["dense"] - means["a quarter of the filters"]) > spreads.sum(), task.name
 
 
+TARGETS = {"taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2, "quarter_over_dense": 0.4}
+
+
+@pytest.mark.parametrize("table", sorted((ROOT / "benchmarks" / "results").glob("*.csv")), ids=lambda path: path.stem)
+def test_measured_ratios_keep_to_their_limits(table):
+    """On every kind of machine that was measured. A quarter of the MACs pays at full width; small networks cost more than
+    their arithmetic."""
+    ratios = pd.read_csv(table)
+    ratios = ratios[~(ratios["name"].eq("quarter_over_dense") & ratios["setting"].eq("quick"))]
+    limits = ratios["name"].map(TARGETS).dropna()
+    assert set(ratios["name"]) >= set(TARGETS)
+    assert (ratios.loc[limits.index, "ratio"] <= limits).all()
+
+
+def test_half_precision_ranks_filters_alike():
+    scores = pd.read_csv(ROOT / "benchmarks" / "scores.csv", index_col=0)["bf16"]
+    assert scores["rank correlation mean"] > 0.99
+    assert scores["chosen by both, of 100 mean"] > 0.95
+
+
 JUDGED = [path.parent.name for path in sorted((ROOT / "figures").glob("*/table1_claims.csv")) if path.parent.name in PROFILES]
 
 
