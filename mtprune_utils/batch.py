@@ -89,6 +89,8 @@ def run_notebook(notebook: str, output: str, parameters: dict, expected_files: l
         print(f"{Path(notebook).name}: stopped. Run it again: it goes on from its last checkpoint, if it has one", file=sys.stderr)
         raise
     tell(job, "done", seconds=time.monotonic() - start)
+    if not job:
+        print(f"{Path(notebook).name} ran to its end: {output}")
     return 0
 
 
@@ -223,6 +225,8 @@ def make_figures(
     # A misspelt name is told at once, in one line.
     experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)
     experiment.check()
+    if experiment.profile.device == "cuda" and not visible_gpus():
+        raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
     config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
               "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
     folder = REPOSITORY / config["runs"] / profile
@@ -324,7 +328,20 @@ def parsed(text: str) -> object:
 
 
 def settings(text: str) -> dict:
-    return dict(json.loads(text))
+    """Overrides as the command line gives them."""
+    try:
+        given = json.loads(text)
+    except json.JSONDecodeError:
+        given = None
+    if not isinstance(given, dict):
+        raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object: write it like '{{"dense.steps": 200}}'""")
+    return given
+
+
+def job_count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs: 1 or more run at a time")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -339,7 +356,7 @@ def main(arguments: list[str] | None = None) -> int:
     one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
 
     figures = commands.add_parser("figures", help="make every figure of a profile, training what is missing")
-    figures.add_argument("--jobs", type=int, default=os.cpu_count(), help="at a time; default: one per core")
+    figures.add_argument("--jobs", type=job_count, default=os.cpu_count(), help="at a time; default: one per core")
     figures.add_argument("--restore", action="store_true",
                          help="runs that the committed result tables know count as finished: to go on with a study")
     claims = commands.add_parser("claims", help="judge the claims by the runs that are finished so far, training nothing")

@@ -154,8 +154,9 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
             paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
             # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
             patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
+            quiet = ["--log-level=50"]  # the kernel's own warnings; what a cell raises is told anyway
             executed = papermill.execute_notebook(
-                *paths, parameters, progress_bar=False, execution_timeout=timeout, config=patience
+                *paths, parameters, progress_bar=False, execution_timeout=timeout, config=patience, extra_arguments=quiet
             )
             problem = _incomplete(executed, expected_files)
         except Exception as error:

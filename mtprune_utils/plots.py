@@ -244,12 +244,15 @@ def fig1_iterative_pruning(
 def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """Figure 2: what each criterion leaves of each layer as filters go, and the layer's mean cosine similarity.
 
-    Means over seeds. Returns the figure and the plotted data.
+    Means over seeds, at the numbers of filters that every seed passed through: it lands on a size at one of its own.
+    Returns the figure and the plotted data.
     """
     import seaborn as sns  # a second of import that only this figure needs
 
     table = stats.with_share(layers)
     table["filters"] = table.groupby(["criterion", "seed", "removal"])["width"].transform("sum")
+    there = table.groupby(["criterion", "filters"])["seed"].transform("nunique")
+    table = table[there == table.groupby("criterion")["seed"].transform("nunique")]
     means = table.groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]].mean().reset_index()
     criteria = list(dict.fromkeys(means["criterion"]))
     figure, axes = plt.subplots(2, len(criteria), figsize=(6 * len(criteria), 7), layout="constrained", squeeze=False)
@@ -329,7 +332,8 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                     x, y = [1, *x], [1, *y]
                 axis.plot(x, y, color=colour, markersize=5, label=label if found else f"{label}, {network}", **style)
             memory = value == "memory_ratio"
-            what = f"{names[device]}, peak memory" if memory else f"{names[device]}, {runtime}"
+            threads = f" ({panel['threads'].iloc[0]} threads)" if device == "cpu" else ""
+            what = f"{names[device]}, peak memory" if memory else f"{names[device]}{threads}, {runtime}"
             axis.set(title=f"{what}, batch {batch}", ylabel="dense peak / peak" if memory else "measured speed-up")
             axis.set(xscale="log", yscale="log")
             for scale in (axis.xaxis, axis.yaxis):
@@ -361,31 +365,33 @@ def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
             axis.plot([row["low"], row["high"]], [i, i], color=style["color"], linewidth=2 if whole else 1)
         axis.plot(row["estimate"], i, **style)
         if row["rule"] != "equal":
-            axis.plot(row["threshold"], i, "|", color="black", markersize=9)
+            axis.plot(row["threshold"], i, "|", color="tab:blue", markersize=9, markeredgewidth=1.5)
     names = [f"{row['claim']}: {row['statement']}" if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
     axis.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in names], fontsize=8)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="share of the gap between position prior (0) and dense network (1)")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shares of the gap between position prior and dense network: what is kept (claim 3), or how far the first named is ahead")
     handles = [axis.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in VERDICTS.items()]
+    handles += axis.plot([], [], "|", color="tab:blue", markersize=9, markeredgewidth=1.5, label="threshold")
     axis.legend(handles=handles, loc="upper right", fontsize="small")
     return figure, rows
 
 
-def fig6_training_curves(curves: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+def fig6_training_curves(curves: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure, pd.DataFrame]:
     """Re-training, arm by arm: the validation endpoint of each task, as the share of the gap, mean over seeds and criteria.
 
-    curves: columns arm, rank, progress (share of the run's own steps), task, kept. Returns the figure and the plotted data.
+    curves: columns arm, rank, progress (share of the run's own steps), task, kept; sizes: shares of the dense network's
+    parameters, by rank. Returns the figure and the plotted data.
     """
     means = curves.groupby(["task", "rank", "arm", "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
     tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
     figure, axes = plt.subplots(len(ranks), len(tasks), figsize=(4 * len(tasks), 2.8 * len(ranks)), layout="constrained",
                                 squeeze=False, sharey=True)
-    arms = sorted(set(means["arm"]))
+    runs = means.groupby("arm")["count"].max()
     for row, rank in zip(axes, ranks):
         for axis, task in zip(row, tasks):
-            for colour, arm in enumerate(arms):
+            for colour, arm in enumerate(runs.index):
                 line = means[(means["rank"] == rank) & (means["task"] == task) & (means["arm"] == arm)]
-                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=arm)
-            axis.set(title=f"{task}, size {int(rank)}", xlabel="share of the arm's steps", ylabel="share of the gap kept")
+                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=f"{arm} ({runs[arm]} runs)")
+            axis.set(title=f"{task}, {sizes[int(rank)]:.0%} of the parameters", xlabel="share of the arm's steps", ylabel="share of the gap kept")
     _legend_below(figure, axes[0, 0])
     return figure, means
 

@@ -11,6 +11,7 @@ Lengths are in optimizer steps, images in pixels, learning rates in their optimi
 
 import dataclasses
 import difflib
+import math
 import typing
 from dataclasses import dataclass, field
 
@@ -103,7 +104,7 @@ class Tuning:
         _check(self.trials >= 0, "tuning.trials must not be negative", self.trials)
         for name in ("lr", "weight_decay"):
             low, high = getattr(self, name)
-            _check(0 < low < high, f"tuning.{name} must be (low, high)", (low, high))
+            _check(0 < low < high < math.inf, f"tuning.{name} must be (low, high)", (low, high))
 
 
 
@@ -164,7 +165,8 @@ class Profile:
         if self.train_images is not None:
             left = self.train_images - max(1, round(self.validation_share * self.train_images))
             _check(left >= self.batch_size, f"of train_images, a batch of {self.batch_size} must be left after validation", left)
-        _check(bool(self.criteria), "criteria must name at least one", self.criteria)
+        named_once = self.criteria and len(set(self.criteria)) == len(self.criteria)
+        _check(bool(named_once), "criteria must name at least one, and each once", self.criteria)
         _check(self.test_images is None or self.test_images >= 1, "test_images must be at least 1", self.test_images)
         self.architecture({})  # it checks backbone, widths and stride
         imagenet = self.backbone == "vgg16" and self.widths == VGG16_WIDTHS
@@ -291,8 +293,9 @@ def _checked(key: str, value, hint):
 
 
 def check_criterion(name: str) -> None:
-    """Raises ValueError, naming the nearest known one, if there is no such criterion."""
-    known(name, CRITERIA, "criterion")
+    """Raises ValueError, naming the nearest known one, if there is no such criterion or if it needs what nothing provides."""
+    needs = CRITERIA[known(name, CRITERIA, "criterion")].needs
+    known(needs, ("weights", "gradient", "task_gradients"), f"need of the criterion {name!r},")
 
 
 def known(name: str, names, kind: str) -> str:

@@ -79,7 +79,8 @@ def claims_table(figures: Path) -> str:
     folder = f"figures/{profile}"
     lines += [
         "", f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
-        f"position prior (0) and the dense network (1); verdicts are about every task, each with its own interval in "
+        "position prior (0) and the dense network (1): what is kept (claim 3), or by how much the first named is ahead; "
+        f"verdicts are about every task, each with its own interval in "
         f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules were "
         "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb). "
         "`make study` decides what a smaller profile leaves open.",

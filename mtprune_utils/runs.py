@@ -54,6 +54,7 @@ TABLES = {  # stage: the tables that its run folder holds, which are collected b
     "prune": ("evaluations.csv", "layers.csv"),
     "retrain": ("evaluations.csv", "curve.csv"),
 }
+GEOMETRIES = ("labels", "depth", "inverse depth", "normals", "image")  # see tasks.py
 UNIFORM = "uniform"  # stands in a criterion's place for equal shares of every layer, which nobody has to find
 
 
@@ -80,6 +81,8 @@ class Experiment:
         Raises ValueError or FileNotFoundError.
         """
         self.data_digest  # looks for the files
+        for task in self.tasks.values():
+            known(task.geometry, GEOMETRIES, f"geometry of the task {task.name!r},")
         dense = self.profile.architecture({name: task.channels for name, task in self.tasks.items()})
         check_sizes(dense, self.profile.sizes, self.profile.prune.floor)
 

@@ -213,7 +213,7 @@ def test_the_premise_counts_the_backbone_of_every_single_task_network():
 
 
 def test_training_curves_are_drawn_by_size_and_task():
-    figure, means = fig6_training_curves(evidence(as_the_paper_says).training_curves())
+    figure, means = fig6_training_curves(evidence(as_the_paper_says).training_curves(), get_profile("quick").sizes)
     assert len(figure.axes) == 2 * 3 and set(means["arm"]) == {"scratch", "scratch_longer", "finetune"}
 
 

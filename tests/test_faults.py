@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import re
 import shlex
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -20,11 +22,13 @@ import torch
 
 from mtprune_utils import batch, check, execution, files, stages, training
 from mtprune_utils.checkpoints import Interrupted
+from mtprune_utils.criteria import CRITERIA, Criterion
 from mtprune_utils.data import _reading, load_dataset
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.models import load_model, model_bytes
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.profiles import PROFILES, get_profile
 from mtprune_utils.runs import Experiment
+from mtprune_utils.tasks import normals
 from test_batch import wait_for
 from test_runs import experiment
 
@@ -380,6 +384,8 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"widths": [8.5] * 13}, "'widths' takes a int, got 8.5"),
     ({"criteria": [1]}, "'criteria' takes a str, got 1"),
     ({"criteria": []}, "criteria must name at least one"),
+    ({"criteria": ["taylor", "taylor"]}, "criteria must name at least one, and each once"),
+    ({"tuning.lr": [1e-4, math.inf]}, r"tuning.lr must be \(low, high\)"),
     ({"dense.lr.x": 1}, "unknown setting 'dense.lr.x'"),
     ({"crop.x": 1}, "unknown setting 'crop.x'"),
     ({"name": "x"}, "unknown setting 'name'"),
@@ -395,6 +401,36 @@ def test_every_notebook_checks_what_papermill_injects():
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         get_profile("smoke", overrides)
+
+
+def test_a_criterion_of_ones_own_may_not_need_what_nothing_provides(monkeypatch):
+    monkeypatch.setitem(CRITERIA, "mine", Criterion("mine", "task_gradient", lambda *_: None))
+    with pytest.raises(ValueError, match="unknown need of the criterion 'mine', 'task_gradient': did you mean 'task_gradients'"):
+        get_profile("smoke", {"criteria": ["mine"]})
+
+
+def test_a_task_of_ones_own_has_a_geometry_that_augmentation_knows(monkeypatch):
+    tasks = {"normals": replace(normals(), geometry="normal")}
+    monkeypatch.setattr("mtprune_utils.runs.data_tasks", lambda *_: tasks)
+    with pytest.raises(ValueError, match="unknown geometry of the task 'normals', 'normal': did you mean 'normals'"):
+        Experiment(PROFILES["smoke"]).check()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--jobs", "0"], "'0' is no number of jobs"),
+    (["--overrides", '[["seeds", 1]]'], "is no JSON object: write it like"),
+    (["--overrides", "{seeds: 1}"], "is no JSON object: write it like"),
+])
+def test_the_launchers_own_options_are_checked(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        batch.main(["figures", *arguments])
+    assert message in capsys.readouterr().err
+
+
+def test_a_batch_that_asks_for_a_gpu_where_there_is_none_does_not_start(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(batch, "visible_gpus", lambda: [])
+    assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path), "--overrides", '{"device": "cuda"}']) == 1
+    assert "there is no GPU here" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("overrides", [

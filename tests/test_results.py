@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from mtprune_utils import claims, readme, results
+from mtprune_utils.plots import fig2_layer_widths
 from mtprune_utils.profiles import PROFILES
 from mtprune_utils.runs import Experiment
 
@@ -91,6 +92,16 @@ def test_a_quarter_of_the_filters_is_worse_on_every_task():
         sign = 1 if task.endpoint in task.higher_is_better else -1
         means, spreads = (table.loc[f"{task.name}.{task.endpoint} {kind}"].astype(float) for kind in ("mean", "std"))
         assert sign * (means["dense"] - means["a quarter of the filters"]) > spreads.sum(), task.name
+
+
+def test_figure_2_is_drawn_where_every_seed_passed():
+    """A seed lands on a size at a number of filters of its own: a mean of one seed among means of all would look like a trend."""
+    table = pd.DataFrame([
+        {"criterion": "taylor", "seed": seed, "removal": removal, "layer": layer, "width": width, "cosine": 0.1, "dead_share": 0}
+        for seed, widths in ((0, (8, 6, 5)), (1, (8, 7, 5))) for removal, width in enumerate(widths) for layer in range(2)
+    ])
+    _, drawn = fig2_layer_widths(table)
+    assert sorted(set(drawn["filters"])) == [10, 16]
 
 
 TARGETS = {"taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2, "quarter_over_dense": 0.4}
