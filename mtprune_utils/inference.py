@@ -3,6 +3,7 @@
 Neither depends on the values of the weights, so an architecture is all that is measured: its network is built at random.
 """
 
+import copy
 import math
 import platform
 import re
@@ -11,6 +12,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity
 
 TOLERANCE = 1e-4
+ROUNDS = 5
 SETTING = ["device", "runtime", "batch"]
 
 
@@ -183,34 +186,34 @@ def measure(
     """Latency and peak memory at the given widths, on the CPU and, if there is one, the GPU.
 
     One row per widths, device, runtime and batch: complexity of one (H, W) image, milliseconds of a batch, peak_mib (of
-    PyTorch). seconds: spent on each latency. Raises ValueError if ONNX Runtime's outputs are not PyTorch's.
+    PyTorch). seconds: spent on each latency, in rounds over all of them, so that what else the machine does, or how fast it
+    happens to run, meets every network alike. Raises ValueError if ONNX Runtime's outputs are not PyTorch's.
     """
-    exported, rows = export_onnx(build(dense, 0), size), []
+    exported, rows, calls = export_onnx(build(dense, 0), size), [], []
     for kept in widths:
         architecture = replace(dense, widths=kept)
         model = build(architecture, 0).eval()
         session = onnx_session(with_weights(exported, model))
         costs = {"widths": kept, **complexity(architecture, size)}
 
-        def add(device: str, runtime: str, images: Tensor, call: Callable, peak: float) -> None:
-            with torch.inference_mode():
-                milliseconds = 1000 * latency(call, seconds)
-            setting = {"device": device, "runtime": runtime, "batch": len(images)}
+        def add(device: str, runtime: str, batch: int, call: Callable, peak: float) -> None:
             where = {"processor": device_name(device), "threads": torch.get_num_threads()}
-            rows.append({**costs, **setting, "milliseconds": milliseconds, "peak_mib": peak / 2**20, **where})
+            rows.append({**costs, "device": device, "runtime": runtime, "batch": batch, "peak_mib": peak / 2**20, **where})
+            calls.append(call)
 
         for batch in batches:
             images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
             check_outputs(model, session, images)
-            feed = {"images": images.numpy()}
-            add("cpu", "PyTorch", images, lambda: model(images), peak_bytes(architecture, batch, size))
-            add("cpu", "ONNX Runtime", images, lambda: session.run(None, feed), math.nan)
+            add("cpu", "PyTorch", batch, partial(model, images), peak_bytes(architecture, batch, size))
+            add("cpu", "ONNX Runtime", batch, partial(session.run, None, {"images": images.numpy()}), math.nan)
         if torch.cuda.is_available():
-            model.cuda()
+            model = copy.deepcopy(model).cuda()
             for batch in batches:
                 images = torch.rand(batch, 3, *size, device="cuda")
-                add("cuda", "PyTorch", images, lambda: model(images), cuda_peak_bytes(model, images))
-    return pd.DataFrame(rows)
+                add("cuda", "PyTorch", batch, partial(model, images), cuda_peak_bytes(model, images))
+    with torch.inference_mode():
+        rounds = [[latency(call, seconds / ROUNDS) for call in calls] for _ in range(ROUNDS)]
+    return pd.DataFrame(rows).assign(milliseconds=[1000 * statistics.median(taken) for taken in zip(*rounds)])
 
 
 def speedups(networks: pd.DataFrame, measured: pd.DataFrame, dense: Architecture) -> pd.DataFrame:
