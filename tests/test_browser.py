@@ -1,0 +1,84 @@
+"""A reader's way in: a notebook opened in JupyterLab in a real browser, and Run All."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from mtprune_utils.execution import REPOSITORY
+from test_batch import wait_for
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+
+
+@pytest.fixture
+def browser(tmp_path):
+    if not (CHROMIUM and DRIVER):
+        if os.environ.get("CI"):
+            pytest.fail("chromium and chromedriver are missing, which .ci/run installs")
+        pytest.skip("needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    profile = f"--user-data-dir={tmp_path / 'browser'}"
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000", profile):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """JupyterLab over a copy of the first notebook, whose runs go into a folder of the test. Returns the notebook and its address."""
+    notebook = nbformat.read(REPOSITORY / "notebooks" / "01_train_dense.ipynb", as_version=4)
+    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    assert '"runs"' in parameters.source
+    parameters.source = parameters.source.replace('"runs"', json.dumps(str(tmp_path / "runs")))
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    place = tmp_path / "notebooks" / "01_train_dense.ipynb"
+    place.parent.mkdir()
+    nbformat.write(notebook, place)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    own = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "jupyter", "lab", "--ip=localhost", "--no-browser", f"--port={port}", "--allow-root"]
+    server = subprocess.Popen([*words, place.parent], env=os.environ | own, stderr=subprocess.DEVNULL)
+    try:
+        (record,) = wait_for(lambda: list((tmp_path / "runtime").glob("jpserver-*.json")), 60)
+        token = json.loads(record.read_text())["token"]
+        yield place, f"http://localhost:{port}/lab/tree/{place.name}?token={token}"
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
+    notebook, address = lab
+    browser.get(address)
+    patient = WebDriverWait(browser, 120)
+
+    def click(selector: str, text: str) -> None:
+        def there(_):
+            return next((item for item in browser.find_elements(By.CSS_SELECTOR, selector) if text in item.text), None)
+        patient.until(there).click()
+
+    patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
+    patient.until(lambda _: "Idle" in browser.find_element(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator").get_attribute("data-status").title())
+    click(".lm-MenuBar-itemLabel", "Run")
+    click(".lm-Menu-itemLabel", "Run All Cells")
+    last = ".jp-Notebook .jp-CodeCell:last-of-type .jp-RenderedHTMLCommon table"
+    patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, last))
+    assert "position prior" in browser.find_elements(By.CSS_SELECTOR, last)[-1].text
+    assert not browser.find_elements(By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
+    assert list(notebook.parents[1].glob("runs/smoke/dense/*/done.json"))
