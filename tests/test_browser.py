@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import socket
-import subprocess
 import sys
 
 import nbformat
@@ -14,7 +12,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mtprune_utils.execution import REPOSITORY
-from test_batch import wait_for
+from test_faults import serving
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -48,19 +46,9 @@ def lab(tmp_path):
     place = tmp_path / "notebooks" / "01_train_dense.ipynb"
     place.parent.mkdir()
     nbformat.write(notebook, place)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    own = {"JUPYTER_CONFIG_DIR": str(tmp_path / "config"), "JUPYTER_RUNTIME_DIR": str(tmp_path / "runtime"), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "jupyter", "lab", "--ip=localhost", "--no-browser", f"--port={port}", "--allow-root"]
-    server = subprocess.Popen([*words, place.parent], env=os.environ | own, stderr=subprocess.DEVNULL)
-    try:
-        (record,) = wait_for(lambda: list((tmp_path / "runtime").glob("jpserver-*.json")), 60)
-        token = json.loads(record.read_text())["token"]
+    command = [sys.executable, "-m", "jupyter", "lab", "--ip=localhost", str(place.parent)]
+    with serving(command, tmp_path / "jupyter") as (port, token):
         yield place, f"http://localhost:{port}/lab/tree/{place.name}?token={token}"
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def test_run_all_in_jupyterlab_shows_every_output(browser, lab):

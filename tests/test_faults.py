@@ -1,5 +1,6 @@
 """Bad input and bad luck: one clear line, and nothing that is finished is harmed."""
 
+import contextlib
 import errno
 import json
 import math
@@ -495,29 +496,35 @@ def test_the_lock_file_pins_what_the_requirements_ask_for_with_hashes():
     assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Makefile").read_text()
 
 
-def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
+@contextlib.contextmanager
+def serving(command, folder):
+    """The Jupyter server of that command, with settings of its own in `folder`: its (port, token) while it lasts."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    lines = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
-    (command,) = [line for line in lines if "jupyter lab" in line]
-    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path), "JUPYTER_RUNTIME_DIR": str(tmp_path)}
-    own_options = command.split()[1:]  # behind the program
-    words = [sys.executable, "-m", "jupyter", *own_options, "--no-browser", f"--port={port}", "--allow-root"]
+    environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder)}
+    words = [*command, "--no-browser", f"--port={port}", "--allow-root"]
     server = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
     try:
-        records = wait_for(lambda: list(tmp_path.glob("jpserver-*.json")), 60)
-        record = json.loads(records[0].read_text())
-        assert len(record["token"]) >= 32
+        records = wait_for(lambda: list(folder.glob("jpserver-*.json")), 60)
+        yield port, json.loads(records[0].read_text())["token"]
+    finally:
+        server.terminate()
+        server.wait(60)
+
+
+def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
+    lines = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
+    (command,) = [line for line in lines if "jupyter lab" in line]
+    own_options = command.split()[1:]  # behind the program
+    with serving([sys.executable, "-m", "jupyter", *own_options], tmp_path) as (port, token):
+        assert len(token) >= 32
         url = f"http://127.0.0.1:{port}/api/contents"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(url)
-        request = urllib.request.Request(url, headers={"Authorization": f"token {record['token']}"})
+        request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
         assert b"01_train_dense.ipynb" in urllib.request.urlopen(request).read()
         own = socket.gethostbyname(socket.gethostname())
         if not own.startswith("127."):
             with pytest.raises(OSError):
                 socket.create_connection((own, port), timeout=5)
-    finally:
-        server.terminate()
-        server.wait(30)
