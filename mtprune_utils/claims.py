@@ -192,16 +192,26 @@ def delta_m_by_seed(evidence: Evidence) -> pd.Series:
 
 
 def collapses(evidence: Evidence) -> pd.DataFrame:
-    """For each criterion, schedule and task: how many seeds collapse, and the parameter count at which they do."""
+    """For each criterion, schedule and task: how many seeds collapse, and the parameter count at which they do.
+
+    The control schedules' rows also say in how many seeds they collapse earlier and later than the profile's own schedule.
+    """
+    tasks = list(evidence.endpoints)
     rows = []
-    for (criterion, arm), runs in _to_the_floor(evidence).groupby(["criterion", "arm"]):
-        sizes = stats.collapse_sizes(runs, list(evidence.endpoints))
-        for task, column in sizes.items():
-            # A censored seed would collapse, if at all, at a smaller size: it counts as the smallest in the median.
-            median = column.fillna(-np.inf).median()
-            rows.append({"criterion": criterion, "schedule": arm, "task": task, "seeds": len(column),
-                         "collapsed": int(column.notna().sum()), "median_parameters": median if median > 0 else np.nan})
-    return pd.DataFrame(rows)
+    for criterion, of_criterion in _to_the_floor(evidence).groupby("criterion"):
+        by_schedule = {arm: stats.collapse_sizes(runs, tasks) for arm, runs in of_criterion.groupby("arm")}
+        own = by_schedule.get("iterative")
+        for arm, sizes in by_schedule.items():
+            for task, column in sizes.items():
+                # A censored seed would collapse, if at all, at a smaller size: it counts as the smallest in the median.
+                median = column.fillna(-np.inf).median()
+                row = {"criterion": criterion, "schedule": arm, "task": task, "seeds": len(column),
+                       "collapsed": int(column.notna().sum()), "median_parameters": median if median > 0 else np.nan}
+                if arm != "iterative" and own is not None:
+                    row |= stats.collapse_order(column, own[task])
+                rows.append(row)
+    columns = ["criterion", "schedule", "task", "seeds", "collapsed", "median_parameters", "earlier", "later", "tied", "p_sign"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _to_the_floor(evidence: Evidence) -> pd.DataFrame:

@@ -216,3 +216,17 @@ def collapse_sizes(table: pd.DataFrame, tasks: list[str], least: float = 0.5) ->
         return pd.Series({task: sizes.iloc[0] if len(sizes) else np.nan for task, sizes in below.items()})
 
     return table.groupby("seed")[["parameters", *tasks]].apply(first)
+
+
+def collapse_order(sizes: pd.Series, others: pd.Series) -> dict[str, float]:
+    """Which of two runs of a seed collapses first, over the seeds that both have: counts, and an exact two-sided sign test.
+
+    sizes, others: columns of `collapse_sizes`. A censored run collapses after any that is not; two censored ones, and sizes
+    within 3 %, are ties, which the test leaves out. Columns earlier, later, tied, p_sign.
+    """
+    first, second = (column.fillna(0.0) for column in sizes.align(others, join="inner"))
+    tied = same_size(first, second)
+    earlier, later = int(((first > second) & ~tied).sum()), int(((first < second) & ~tied).sum())
+    untied = earlier + later
+    tail = sum(math.comb(untied, k) for k in range(min(earlier, later) + 1)) / 2**untied
+    return {"earlier": earlier, "later": later, "tied": int(tied.sum()), "p_sign": min(1.0, 2 * tail)}

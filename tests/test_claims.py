@@ -203,6 +203,10 @@ def test_the_collapse_table_counts_seeds_and_censors():
     assert found.loc[("random", "iterative", "depth"), "median_parameters"] == SIZES[1] + 50
     never = claims.collapses(evidence(lambda *cell: 0.9))
     assert (never["collapsed"] == 0).all() and never["median_parameters"].isna().all()
+    assert found.loc[("taylor", "iterative"), "earlier"].isna().all(), "it is what the controls are held against"
+    assert (found.loc[("taylor", "geometric"), ["earlier", "later", "tied"]].sum(axis=1) == 5).all()
+    controls = never[never["schedule"] != "iterative"]
+    assert len(controls) and (controls["tied"] == 5).all() and (controls["p_sign"] == 1).all()
 
 
 def test_the_premise_counts_the_backbone_of_every_single_task_network():

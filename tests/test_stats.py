@@ -58,6 +58,18 @@ def test_collapse_is_the_first_size_under_half_and_censored_without_one():
     assert sizes["b"].tolist() == [100, 10]
 
 
+def test_collapses_are_ordered_by_seed_and_censored_ones_come_last():
+    one = pd.Series({0: 100.0, 1: 50, 2: 50, 3: np.nan, 4: np.nan, 5: 80, 9: 1})
+    other = pd.Series({0: 60.0, 1: 50.5, 2: np.nan, 3: 20, 4: np.nan, 5: 40, 8: 1})
+    order = stats.collapse_order(one, other)
+    assert (order["earlier"], order["later"], order["tied"]) == (3, 1, 2), "seeds 8 and 9 have no partner"
+    assert order["p_sign"] == pytest.approx(scipy.stats.binomtest(3, 4).pvalue)
+    assert stats.collapse_order(other, one)["later"] == 3
+    ahead = stats.collapse_order(pd.Series(np.full(8, 2.0)), pd.Series(np.full(8, 1.0)))
+    assert ahead["p_sign"] == pytest.approx(2 / 2**8)
+    assert stats.collapse_order(one, one)["p_sign"] == 1.0
+
+
 # --- intervals and tests against SciPy ---
 
 VALUES = np.array([0.3, -0.1, 0.4, 0.2, 0.5, 0.1])
