@@ -15,19 +15,18 @@ from pathlib import Path
 
 from mtprune_utils.batch import tell, visible_gpus
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
-from mtprune_utils.profiles import get_profile, known
+from mtprune_utils.profiles import known
 from mtprune_utils.runs import TABLES, Experiment, code_digest
 
 for key in config:
     known(key, ("profile", "runs", "figures", "overrides", "data", "root"), "setting")
-OVERRIDES = config.get("overrides", {})  # of numbers in the profile
 SHARED = {
-    "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")), "overrides": OVERRIDES,
+    "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")), "overrides": config.get("overrides", {}),
     "data": config.get("data", "rooms"), "root": str(config.get("root") or ""),
 }
-PROFILE = get_profile(SHARED["profile"], OVERRIDES)
-EXPERIMENT = Experiment(PROFILE, SHARED["data"], SHARED["root"], Path(SHARED["runs"]))
+EXPERIMENT = Experiment.open(**SHARED)
 EXPERIMENT.check()
+PROFILE = EXPERIMENT.profile
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 SHOWN = {
     "paper": EXPERIMENT.paper_runs(), "first seed": [run for run in EXPERIMENT.paper_runs() if run.seed == 0],
@@ -140,7 +139,7 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
         resources:
-            gpu=1 if visible_gpus() else 0,
+            gpu=1 if visible_gpus() and PROFILE.device != "cpu" else 0,
         priority: priority(stage)
         shell:
             RUN

@@ -2,6 +2,7 @@
 
     python -m mtprune_utils.batch notebook NOTEBOOK OUTPUT -p NAME VALUE ...
     python -m mtprune_utils.batch figures --profile quick
+    python -m mtprune_utils.batch claims --profile study
     python -m mtprune_utils.batch refresh
 
 `figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job. Only the standard library is
@@ -22,10 +23,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtprune_utils.execution import REPOSITORY, NotebookError, check_run, execute, refresh_notebooks
-from mtprune_utils.files import try_lock, write_atomically, write_json
+from mtprune_utils.execution import (
+    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, refresh_notebooks,
+)
+from mtprune_utils.files import PROJECT, locked, try_lock, write_atomically, write_json
 
-STAGES = ("dense", "tune", "prune", "retrain", "figure")
+STAGES = (*STAGE_NOTEBOOKS, "figure")
 RETRIES = 1  # of a failed job
 RESUME = "Run the same command again to resume: what is finished stays finished."
 EVENT = "mtprune: "  # begins the lines in which jobs tell the launcher what happens, among Snakemake's own
@@ -40,7 +43,7 @@ def end_with_parent(signum: int) -> None:
 def visible_gpus() -> list[str]:
     """The GPUs that may be used, found without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()]
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
@@ -73,8 +76,9 @@ def run_notebook(notebook: str, output: str, parameters: dict, expected_files: l
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
+    trains = job and not job.startswith("figure") and parameters.get("overrides", {}).get("device") != "cpu"
     try:
-        with one_gpu() if job and not job.startswith("figure") else contextlib.nullcontext():
+        with one_gpu() if trains else contextlib.nullcontext():
             tell(job, "started")
             start = time.monotonic()
             if not job:  # the launcher has looked at all of a batch's
@@ -175,7 +179,7 @@ class Progress:
         lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
         for job, failure in failed.items():
             lines.append(f"  {job}: {failure['error']}")
-            if (REPOSITORY / failure.get("notebook", "none")).exists():
+            if (PROJECT / failure.get("notebook", "none")).exists():
                 lines.append(f"    the notebook with its traceback: {shown(failure['notebook'])}")
         return "\n".join([*lines, RESUME])
 
@@ -188,14 +192,14 @@ def duration(seconds: float) -> str:
 
 def shown(path: str | Path) -> str:
     """A path as the user would type it; `path` is relative to the repository."""
-    absolute = REPOSITORY / path
+    absolute = PROJECT / path
     return os.path.relpath(absolute) if absolute.is_relative_to(Path.cwd()) else str(absolute)
 
 
 def from_repository(path: str | Path) -> str:
     """A path relative to the repository where it lies inside: no path of this machine gets into notebooks."""
     absolute = Path(path).resolve()
-    return str(absolute.relative_to(REPOSITORY) if absolute.is_relative_to(REPOSITORY) else absolute)
+    return str(absolute.relative_to(PROJECT) if absolute.is_relative_to(PROJECT) else absolute)
 
 
 def snakemake_command(jobs: int, config: Path) -> list[str]:
@@ -212,73 +216,57 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
     ]
 
 
-def make_figures(
-    profile: str, jobs: int, runs: str, figures: str, overrides: dict, data: str, root: str, restore: bool = False
-) -> int:
+def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False) -> int:
     """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch.
 
-    restore: what the committed result tables know and is not here counts as finished.
+    settings: profile, data, root, runs and overrides, see `Experiment.open`. restore: what the committed result tables know
+    and is not here counts as finished.
     """
     from mtprune_utils import results
     from mtprune_utils.runs import Experiment
 
-    # A misspelt name is told at once, in one line.
-    experiment = Experiment.open(profile, data, root, from_repository(runs), overrides)
+    experiment = Experiment.open(**settings)  # a misspelt name is told at once, in one line
     experiment.check()
     if experiment.profile.device == "cuda" and not visible_gpus():
         raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
-    config = {"profile": profile, "runs": from_repository(runs), "figures": from_repository(figures),
-              "overrides": overrides, "data": data, "root": root and str(Path(root).resolve())}
-    folder = REPOSITORY / config["runs"] / profile
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".lock-{profile}").open("a+") as lock:
-        lock.seek(0)
-        if not try_lock(lock):
-            raise ValueError(f"profile {profile!r} is already being run there, by process {lock.read()}")
-        if lock.read():  # the last batch was killed: its kernels notice within a second or two, let them end
+    profile = experiment.profile.name
+    folder, place = PROJECT / settings["runs"] / profile, PROJECT / figures / experiment.label
+    with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):
+        if killed:  # its kernels notice within a second or two, let them end
             time.sleep(3)
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        config_file = folder / "batch.json"
-        write_json(config_file, config)
-        command = snakemake_command(jobs, config_file)
-        try:
-            place = REPOSITORY / config["figures"] / experiment.label
-            timings, committed = folder / f"timings-{experiment.label}.csv", place / "timings.csv"
-            if restore:
-                count = results.restore(experiment, place.parent)
-                print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
-                if committed.exists() and not timings.exists():
-                    write_atomically(timings, committed.read_bytes())
-            for run in experiment.runs():
-                run.reopen_if_damaged(print)
-            code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock.fileno())
-            if code == 0 and timings.exists():  # beside the figures, for the README's table
-                write_atomically(committed, timings.read_bytes())
-                renew_readme(place)
-            return code
-        finally:
-            lock.truncate(0)
+        root = settings["root"] and str(Path(settings["root"]).resolve())
+        write_json(folder / "batch.json", {**settings, "root": root, "figures": figures})
+        timings, committed = folder / f"timings-{experiment.label}.csv", place / "timings.csv"
+        if restore:
+            count = results.restore(experiment, place.parent)
+            print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
+            if committed.exists() and not timings.exists():
+                write_atomically(timings, committed.read_bytes())
+        for run in experiment.runs():
+            run.reopen_if_damaged(print)
+        command = snakemake_command(jobs, folder / "batch.json")
+        code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock)
+        if code == 0 and timings.exists():  # beside the figures, for the README's table
+            write_atomically(committed, timings.read_bytes())
+            renew_readme(place)
+        return code
 
 
-def judge_claims(profile: str, runs: str, figures: str, overrides: dict, data: str, root: str) -> None:
+def judge_claims(settings: dict, figures: str) -> None:
     """The claims of what is finished so far: for a study of which not every run is there yet."""
-    notebook = REPOSITORY / "notebooks" / "08_judge_claims.ipynb"
-    parameters = {"profile": profile, "overrides": overrides, "data": data, "root": root,
-                  "runs": from_repository(runs), "figures": from_repository(figures)}
-    check_run(notebook, parameters)
-    execute(notebook, REPOSITORY / parameters["runs"] / profile / "figures" / "fig5_claims.ipynb", parameters)
     from mtprune_utils.runs import Experiment
 
-    renew_readme(REPOSITORY / parameters["figures"] / Experiment.open(profile, data, root, runs, overrides).label)
+    notebook, parameters = PROJECT / FIGURE_NOTEBOOKS["fig5_claims"], {**settings, "figures": figures}
+    check_run(notebook, parameters)
+    execute(notebook, PROJECT / settings["runs"] / settings["profile"] / "figures" / "fig5_claims.ipynb", parameters)
+    renew_readme(PROJECT / figures / Experiment.open(**settings).label)
 
 
 def renew_readme(figures: Path) -> None:
     """The README shows the repository's own figures: they change together."""
     from mtprune_utils import readme
 
-    if figures.parent == REPOSITORY / "figures" and figures.name in readme.CLAIM_PROFILES:
+    if figures.parent == PROJECT / "figures" and figures.name in readme.CLAIM_PROFILES:
         readme.renew()
 
 
@@ -286,7 +274,7 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
     """Run Snakemake, its words into the log, ours onto the screen. It dies with this process and holds the lock too."""
     print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
         start_new_session=True, pass_fds=[lock], preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     try:
@@ -314,20 +302,14 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
 # --- the command line ---
 
 def parsed(text: str) -> object:
-    """A parameter's value: JSON if it is JSON (to YAML 1e-3 is a word), else YAML. Raises ValueError if it is neither."""
-    import yaml
-
+    """A parameter's value: the text itself, unless it is JSON. (The notebook's types refuse half an object.)"""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        pass
-    try:
-        return yaml.safe_load(text) if text else ""
-    except yaml.YAMLError:
-        raise ValueError(f"{text!r} is neither JSON nor YAML: is a quote or a bracket missing?") from None
+        return text
 
 
-def settings(text: str) -> dict:
+def overrides(text: str) -> dict:
     """Overrides as the command line gives them."""
     try:
         given = json.loads(text)
@@ -362,11 +344,11 @@ def main(arguments: list[str] | None = None) -> int:
     claims = commands.add_parser("claims", help="judge the claims by the runs that are finished so far, training nothing")
     for command in (figures, claims):
         command.add_argument("--profile", default="quick")
-        command.add_argument("--runs", default=str(REPOSITORY / "runs"), help="folder of the run folders; default: runs")
-        command.add_argument("--figures", default=str(REPOSITORY / "figures"), help="default: figures")
+        command.add_argument("--runs", default=str(PROJECT / "runs"), help="folder of the run folders; default: runs")
+        command.add_argument("--figures", default=str(PROJECT / "figures"), help="default: figures")
         command.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
         command.add_argument("--root", default="", help="where the data set lies, if it is not embedded")
-        command.add_argument("--overrides", type=settings, default={}, metavar="JSON",
+        command.add_argument("--overrides", type=overrides, default={}, metavar="JSON",
                              help="""numbers of the profile to replace, e.g. '{"dense.steps": 200}'""")
 
     commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
@@ -378,13 +360,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "notebook":
             parameters = {name: parsed(value) for name, value in options.parameters}
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
-        place = {name: getattr(options, name, None) for name in ("profile", "runs", "figures", "overrides", "data", "root")}
-        if options.command == "figures":
-            return make_figures(jobs=options.jobs, restore=options.restore, **place)
-        if options.command == "claims":
-            judge_claims(**place)
+        if options.command == "refresh":
+            refresh_notebooks()
             return 0
-        refresh_notebooks()
+        settings = {name: getattr(options, name) for name in ("profile", "data", "root", "overrides")}
+        settings["runs"], folder = from_repository(options.runs), from_repository(options.figures)
+        if options.command == "figures":
+            return make_figures(settings, folder, options.jobs, options.restore)
+        judge_claims(settings, folder)
     except (NotebookError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

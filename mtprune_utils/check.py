@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from mtprune_utils.data import data_digest
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, notebook_digest
-from mtprune_utils.files import read_json
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
+from mtprune_utils.files import PROJECT, read_json
 from mtprune_utils.profiles import PROFILES, Profile, flat
-from mtprune_utils.runs import PROJECT, code_digest, git
+from mtprune_utils.runs import code_digest, git
 
 
 def outdated(figure: Path) -> list[str]:
@@ -20,7 +20,7 @@ def outdated(figure: Path) -> list[str]:
     reasons = []
     if origin["code"] != code_digest("figure"):
         reasons.append("code: figure")
-    if (notebook := FIGURE_NOTEBOOKS.get(figure.stem)) and origin.get("notebook") != notebook_digest(REPOSITORY / notebook):
+    if (notebook := FIGURE_NOTEBOOKS.get(figure.stem)) and origin.get("notebook") != notebook_digest(PROJECT / notebook):
         reasons.append("code: notebook")
     stages = {label.split("/")[0] for label, run in origin["runs"].items()
               if run["code"] != code_digest(label.split("/")[0], data)}

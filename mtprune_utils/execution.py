@@ -14,9 +14,8 @@ import textwrap
 import uuid
 from pathlib import Path
 
-from mtprune_utils.files import write_atomically
+from mtprune_utils.files import PROJECT, write_atomically
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 STAGE_NOTEBOOKS = {
     "dense": "notebooks/01_train_dense.ipynb",
     "tune": "notebooks/07_tune_optimizer.ipynb",
@@ -40,8 +39,8 @@ class NotebookError(RuntimeError):
 
 # --- the parameters of a notebook ---
 
-def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object, str]]:
-    """{name: (type, default, help)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
+def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object]]:
+    """{name: (type, default)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
     cells = json.loads(Path(notebook).read_text())["cells"]
     sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(sources) != 1:
@@ -49,13 +48,11 @@ def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object, s
     return _declared(sources[0], Path(notebook).name)
 
 
-def _declared(source: str, notebook: str) -> dict[str, tuple[type, object, str]]:
+def _declared(source: str, notebook: str) -> dict[str, tuple[type, object]]:
     parameters = {}
     for node in ast.parse(source).body:
         try:
-            line = source.splitlines()[node.end_lineno - 1].encode()
-            comment = line[node.end_col_offset:].decode().strip().lstrip("# ")
-            parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value), comment)
+            parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
         except (AttributeError, KeyError, ValueError):
             raise ValueError(f"{notebook}: {ast.unparse(node)}: a parameter must have the form 'name: type = literal'") from None
     return parameters
@@ -69,7 +66,7 @@ def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str
     return _check_values(given, notebook_parameters(notebook), Path(notebook).name)
 
 
-def _check_values(given: dict[str, object], known: dict[str, tuple[type, object, str]], notebook: str) -> dict[str, object]:
+def _check_values(given: dict[str, object], known: dict[str, tuple[type, object]], notebook: str) -> dict[str, object]:
     checked = {}
     for name, value in given.items():
         if name not in known:
@@ -89,7 +86,7 @@ def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
     """Whether the values name a run that there can be. Raises ValueError, or FileNotFoundError where the data is missing."""
     from mtprune_utils.runs import Experiment  # and torch with it
 
-    defaults = {name: default for name, (_, default, _) in notebook_parameters(notebook).items()}
+    defaults = {name: default for name, (_, default) in notebook_parameters(notebook).items()}
     values = defaults | check_parameters(notebook, parameters)
     if "profile" not in values:
         return
@@ -121,7 +118,7 @@ def check_injected(cells: list[str]) -> None:
             continue
         if not declared or found.keys() == declared.keys():  # the first time, or edited and run again
             declared = found
-            _check_values({name: value for name, (_, value, _) in declared.items()}, declared, "the notebook")
+            _check_values({name: value for name, (_, value) in declared.items()}, declared, "the notebook")
 
 
 def notebook_digest(notebook: str | Path) -> str:
@@ -133,11 +130,11 @@ def notebook_digest(notebook: str | Path) -> str:
 
 # --- one notebook ---
 
-def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=(), timeout: int | None = None):
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=()) -> None:
     """Run a notebook in the working directory; put it at `output` only if it ran to its end and left what it should.
 
     Otherwise raise NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and an
-    older `output` stays untouched. timeout: seconds for one cell.
+    older `output` stays untouched.
     """
     sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import, and jsonschema does without it
     import nbformat
@@ -155,12 +152,10 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
             # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
             patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
             quiet = ["--log-level=50"]  # the kernel's own warnings; what a cell raises is told anyway
-            executed = papermill.execute_notebook(
-                *paths, parameters, progress_bar=False, execution_timeout=timeout, config=patience, extra_arguments=quiet
-            )
+            executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, config=patience, extra_arguments=quiet)
             problem = _incomplete(executed, expected_files)
         except Exception as error:
-            problem = _reason(error, timeout)
+            problem = _reason(error)
         if scratch.exists():
             executed = nbformat.read(scratch, as_version=4)
             for key in ("input_path", "output_path"):  # paths on this machine
@@ -187,15 +182,13 @@ def _incomplete(executed, expected_files) -> str | None:
     return f"it ran to its end without writing {', '.join(missing)}" if missing else None
 
 
-def _reason(error: Exception, timeout: int | None) -> str:
+def _reason(error: Exception) -> str:
     """One line for what papermill raised."""
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     if isinstance(error, DeadKernelError):
         return "its kernel died (killed, or out of memory?)"
-    if isinstance(error, CellTimeoutError):
-        return f"a cell took longer than {timeout} s"
     if isinstance(error, PapermillExecutionError):
         return textwrap.shorten(f"cell {error.exec_count}: {error.ename}: {error.evalue}", 300)
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
@@ -209,8 +202,8 @@ def refresh_notebooks() -> None:
     It starts from an empty smoke profile. Nothing is replaced unless every notebook ran to its end.
     """
     for folder in ("runs/smoke", "figures/smoke"):
-        shutil.rmtree(REPOSITORY / folder, ignore_errors=True)
-    notebooks = sorted((REPOSITORY / "notebooks").glob("[0-9]*.ipynb"))
+        shutil.rmtree(PROJECT / folder, ignore_errors=True)
+    notebooks = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
     with tempfile.TemporaryDirectory() as scratch:
         for notebook in notebooks:
             print(f"{notebook.name} ...", flush=True)

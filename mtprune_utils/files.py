@@ -12,15 +12,20 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+PACKAGE = Path(__file__).parent
+PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # the repository, where relative paths start
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
-def csv_text(rows: list[dict]) -> str:
-    """A CSV whose columns are those of the first row; without rows, nothing."""
+def csv_text(rows: list[dict], columns: list[str] | None = None) -> str:
+    """A CSV of the given columns, empty where a row has none, or of those of the first row; without rows, nothing.
+
+    Raises ValueError for a row with a column that there is no place for.
+    """
     if not rows:
         return ""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer = csv.DictWriter(text, columns or rows[0].keys(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -85,10 +90,11 @@ def try_lock(file) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
+def locked(path: Path, what: str, wait: bool = False) -> Iterator[tuple[int, str]]:
     """Hold the lock file at `path`; a killed process lets go.
 
-    Where another process holds it, wait until it has let go, or raise ValueError, which names that process.
+    Gives the file's descriptor, and the number of a process that held the lock and was killed, if there was one. Where
+    another process holds it, wait until it has let go, or raise ValueError, which names that process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
@@ -97,7 +103,11 @@ def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
         elif not try_lock(file):
             raise ValueError(f"{what} is already being run there, by process {file.read()}: wait for it or end it")
+        killed = file.read()
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()
-        yield
+        try:
+            yield file.fileno(), killed
+        finally:
+            file.truncate(0)

@@ -113,11 +113,16 @@ def peak_bytes(architecture: Architecture, batch: int, size: tuple[int, int]) ->
 
 
 def cuda_peak_bytes(model: MultiTaskNet, images: Tensor) -> int:
-    """The most that PyTorch has allocated on the GPU in a forward pass, weights and workspaces included."""
+    """The most that weights, images, activations and workspaces take at once on the GPU in a forward pass.
+
+    What else lies there, such as the networks measured before, does not count.
+    """
+    own = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers(), images))
+    others = torch.cuda.memory_allocated(images.device) - own
     torch.cuda.reset_peak_memory_stats(images.device)
     with torch.inference_mode():
         model(images)
-    return torch.cuda.max_memory_allocated(images.device)
+    return torch.cuda.max_memory_allocated(images.device) - others
 
 
 def device_name(device: str) -> str:

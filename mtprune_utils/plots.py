@@ -17,8 +17,8 @@ from mtprune_utils import stats
 from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
-from mtprune_utils.files import csv_text, read_json, write_atomically, write_json
-from mtprune_utils.runs import PROJECT, Experiment, Run, provenance
+from mtprune_utils.files import PROJECT, csv_text, write_atomically, write_json
+from mtprune_utils.runs import Experiment, provenance
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
 
 STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
@@ -57,11 +57,6 @@ def style_of(criterion: str) -> tuple[str, str]:
     extra = [name for name in CRITERIA if name not in STYLES]
     spare = ("tab:purple", "tab:pink", "tab:olive", "tab:cyan")
     return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
-
-
-def origins_of(runs: list[Run]) -> dict[str, dict]:
-    """{"<stage>/<name>": provenance} of finished runs."""
-    return {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) for run in runs}
 
 
 def save_figure(
@@ -249,8 +244,9 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """
     import seaborn as sns  # a second of import that only this figure needs
 
-    table = stats.with_share(layers)
-    table["filters"] = table.groupby(["criterion", "seed", "removal"])["width"].transform("sum")
+    dense = layers.groupby(["criterion", "seed", "layer"])["width"].transform("max")
+    filters = layers.groupby(["criterion", "seed", "removal"])["width"].transform("sum")
+    table = layers.assign(share=layers["width"] / dense, filters=filters)
     there = table.groupby(["criterion", "filters"])["seed"].transform("nunique")
     table = table[there == table.groupby("criterion")["seed"].transform("nunique")]
     means = table.groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]].mean().reset_index()
@@ -332,7 +328,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                     x, y = [1, *x], [1, *y]
                 axis.plot(x, y, color=colour, markersize=5, label=label if found else f"{label}, {network}", **style)
             memory = value == "memory_ratio"
-            threads = f" ({panel['threads'].iloc[0]} threads)" if device == "cpu" else ""
+            threads = f" (threads: {panel['threads'].iloc[0]})" if device == "cpu" else ""
             what = f"{names[device]}, peak memory" if memory else f"{names[device]}{threads}, {runtime}"
             axis.set(title=f"{what}, batch {batch}", ylabel="dense peak / peak" if memory else "measured speed-up")
             axis.set(xscale="log", yscale="log")
@@ -356,7 +352,7 @@ def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
     """
     rows = table[table["estimate"].notna()].reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(11, 0.24 * len(rows) + 1), layout="constrained")
-    axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0, label="margin")
+    axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0)
     axis.axvline(0, color="black", linewidth=0.8)
     for i, row in rows.iterrows():
         whole = row["task"] == "all"
@@ -368,7 +364,8 @@ def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
             axis.plot(row["threshold"], i, "|", color="tab:blue", markersize=9, markeredgewidth=1.5)
     names = [f"{row['claim']}: {row['statement']}" if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
     axis.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in names], fontsize=8)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shares of the gap between position prior and dense network: what is kept (claim 3), or how far the first named is ahead")
+    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shares of the gap between position prior and dense network: "
+             "what is kept (claim 3), or how far the first named is ahead")
     handles = [axis.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in VERDICTS.items()]
     handles += axis.plot([], [], "|", color="tab:blue", markersize=9, markeredgewidth=1.5, label="threshold")
     axis.legend(handles=handles, loc="upper right", fontsize="small")
@@ -391,7 +388,8 @@ def fig6_training_curves(curves: pd.DataFrame, sizes: tuple[float, ...]) -> tupl
             for colour, arm in enumerate(runs.index):
                 line = means[(means["rank"] == rank) & (means["task"] == task) & (means["arm"] == arm)]
                 axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=f"{arm} ({runs[arm]} runs)")
-            axis.set(title=f"{task}, {sizes[int(rank)]:.0%} of the parameters", xlabel="share of the arm's steps", ylabel="share of the gap kept")
+            axis.set(title=f"{task}, {sizes[int(rank)]:.0%} of the parameters")
+            axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
     _legend_below(figure, axes[0, 0])
     return figure, means
 

@@ -243,9 +243,9 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     groups: dict[str, dict] = {}  # "" holds the profile's own settings; all are replaced at once, whatever their order
     for key, value in (overrides or {}).items():
         group, _, setting = key.rpartition(".")
-        record = getattr(profile, _known_setting(key, group, _settings(profile))) if group else profile
+        record = getattr(profile, known(group, _settings(profile), "setting", shown=key)) if group else profile
         names = _settings(record) if dataclasses.is_dataclass(record) else {}
-        old = getattr(record, _known_setting(key, setting, names))
+        old = getattr(record, known(setting, names, "setting", shown=key))
         if dataclasses.is_dataclass(old):
             raise ValueError(f"{key!r} is a group of settings: name one of them, e.g. '{key}.lr'")
         groups.setdefault(group, {})[setting] = _checked(key, value, typing.get_type_hints(type(record))[setting])
@@ -270,12 +270,6 @@ def _settings(record) -> list[str]:
     return [field.name for field in dataclasses.fields(record) if field.name != "name"]
 
 
-def _known_setting(key: str, part: str, names) -> str:
-    if part not in names:  # the whole key is told, the nearest is sought for its part
-        raise ValueError(f"unknown setting {key!r}{_nearest(part, names)}")
-    return part
-
-
 def _checked(key: str, value, hint):
     """The value in the declared type: whole numbers count as floats, lists as tuples. Raises ValueError for another type."""
     if typing.get_origin(hint) is tuple:
@@ -298,13 +292,13 @@ def check_criterion(name: str) -> None:
     known(needs, ("weights", "gradient", "task_gradients"), f"need of the criterion {name!r},")
 
 
-def known(name: str, names, kind: str) -> str:
-    """The name itself. Raises ValueError, naming the nearest of `names`, if it is none of them."""
+def known(name: str, names, kind: str, shown: str = "") -> str:
+    """The name itself. Raises ValueError, naming the nearest of `names`, if it is none of them.
+
+    shown: what to call it there, if it is a part of something longer.
+    """
     if name not in names:
-        raise ValueError(f"unknown {kind} {name!r}{_nearest(name, names)}")
+        close = difflib.get_close_matches(name, list(names), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(names)}"
+        raise ValueError(f"unknown {kind} {(shown or name)!r}: {hint}")
     return name
-
-
-def _nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f": did you mean {close[0]!r}?" if close else f": choose one of {', '.join(names)}"

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from mtprune_utils.files import read_json, write_atomically
+from mtprune_utils.files import PROJECT, read_json, write_atomically
 from mtprune_utils.plots import style_of, title
-from mtprune_utils.runs import PROJECT
 
 NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
     "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),
@@ -27,10 +26,16 @@ NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws,
 CLAIM_PROFILES = ("study", "quick")  # the first one that has results on every claim decides them
 
 
+def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
+    """In Markdown."""
+    lines = ["| " + " | ".join(map(str, cells)) + " |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
+
+
 def notebook_table(figures: Path) -> str:
     """Each notebook with the paper's item, a command, the batch's runs and minutes for each, and its figure."""
     timings = pd.read_csv(figures / "timings.csv")
-    lines = ["| paper | notebook | one run of it: `RUN` and | runs in the batch | minutes each | figure |", "|---" * 6 + "|"]
+    rows = []
     for notebook, (item, what, parameters) in NOTEBOOKS.items():
         runs = timings[timings["job"].str.split().str[0].eq(what) | timings["job"].eq(f"figure {what}")]
         image = figures / f"{what}.png"
@@ -39,27 +44,26 @@ def notebook_table(figures: Path) -> str:
         profile = "study" if what == "tune" else "quick"  # quick does not tune
         command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}".strip()
         minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
-        lines.append(f"| {item} | {link} | `{command}` | {len(runs)} | {minutes} | {figure} |")
-    return "\n".join(lines)
+        rows.append((item, link, f"`{command}`", len(runs), minutes, figure))
+    return _table(("paper", "notebook", "one run of it: `RUN` and", "runs in the batch", "minutes each", "figure"), rows)
 
 
 def result_table(figures: Path) -> str:
     """Figure 3 in numbers: at each re-trained size, both arms of both criteria."""
     table = pd.read_csv(figures / "fig3_retrained_from_scratch.csv")
     seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
-    header = ("metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch")
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for (metric, criterion), rows in table.groupby(["metric", "criterion"], sort=False):
-        iterative = rows[rows["arm"] == "iterative"]
-        for _, point in rows[rows["arm"] == "from scratch"].sort_values("x", ascending=False).iterrows():
+    rows = []
+    for (metric, criterion), curves in table.groupby(["metric", "criterion"], sort=False):
+        iterative = curves[curves["arm"] == "iterative"]
+        for _, point in curves[curves["arm"] == "from scratch"].sort_values("x", ascending=False).iterrows():
             near = iterative.iloc[(iterative["x"] - point["x"]).abs().argmin()]
             digits = 3 if point["mean"] < 10 else 1
             levels = (f"{point[level]:.{digits}f}" for level in ("position_prior", "dense_network"))
             arms = (f"{arm['mean']:.{digits}f} ± {arm['sd']:.{digits}f}" for arm in (near, point))
-            cells = (title(metric), *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms)
-            lines.append("| " + " | ".join(cells) + " |")
+            rows.append((title(metric), *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms))
+    header = ("metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch")
     note = f"Mean ± standard deviation over {seeds} seeds, on the test images; iterative: Figure 3's curve at that size."
-    return "\n".join([*lines, "", note])
+    return f"{_table(header, rows)}\n\n{note}"
 
 
 def claims_table(figures: Path) -> str:
@@ -67,35 +71,32 @@ def claims_table(figures: Path) -> str:
     judged = {name: figures / name / "table1_claims.csv" for name in CLAIM_PROFILES}
     tables = {name: pd.read_csv(path) for name, path in judged.items() if path.exists()}
     profile = next((name for name, table in tables.items() if (table["seeds"] > 0).all()), CLAIM_PROFILES[-1])
-    table = tables[profile]
-    rows = table[table["task"] == "all"]
-    lines = ["| claim | | estimate | 95 % interval | seeds | verdict |", "|---" * 6 + "|"]
-    for _, row in rows.iterrows():
+    table, rows = tables[profile], []
+    for _, row in table[table["task"] == "all"].iterrows():
         interval = f"{row['low']:+.2f} to {row['high']:+.2f}" if pd.notna(row["low"]) else "–"
         estimate = f"{row['estimate']:+.2f}" if pd.notna(row["estimate"]) else "–"
         note = f" ({row['note']})" if pd.notna(row["note"]) else ""
-        cells = (row["claim"], row["statement"], estimate, interval, row["seeds"], f"**{row['verdict']}**{note}")
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append((row["claim"], row["statement"], estimate, interval, row["seeds"], f"**{row['verdict']}**{note}"))
     folder = f"figures/{profile}"
-    lines += [
-        "", f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
+    source = (
+        f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
         "position prior (0) and the dense network (1): what is kept (claim 3), or by how much the first named is ahead; "
         f"verdicts are about every task, each with its own interval in "
         f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules were "
         "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb). "
-        "`make study` decides what a smaller profile leaves open.",
-    ]
-    return "\n".join(lines)
+        "`make study` decides what a smaller profile leaves open."
+    )
+    return f"{_table(('claim', '', 'estimate', '95 % interval', 'seeds', 'verdict'), rows)}\n\n{source}"
 
 
 def speed_table(benchmarks: Path) -> str:
     """Every ratio that `make bench` has measured, on each kind of machine. benchmarks: the folder of their tables."""
-    lines = ["| ratio | setting | median | 10 % to 90 % of rounds | machine |", "|---" * 5 + "|"]
+    rows = []
     for path in sorted(benchmarks.glob("*.csv")):
         for _, row in pd.read_csv(path).iterrows():
             spread = f"{row['low']:.2f} to {row['high']:.2f}"
-            lines.append(f"| `{row['name']}` | {row['setting']} | {row['ratio']:.2f} | {spread} | {row['machine']} |")
-    return "\n".join(lines)
+            rows.append((f"`{row['name']}`", row["setting"], f"{row['ratio']:.2f}", spread, row["machine"]))
+    return _table(("ratio", "setting", "median", "10 % to 90 % of rounds", "machine"), rows)
 
 
 def updated(text: str, figures: Path) -> str:

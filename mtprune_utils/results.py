@@ -10,7 +10,7 @@ import io
 import json
 from pathlib import Path
 
-from mtprune_utils.files import read_json, write_atomically, write_json
+from mtprune_utils.files import csv_text, read_json, read_table, write_atomically, write_json
 from mtprune_utils.runs import TABLES, Experiment, Run
 
 RECORDS = "runs.jsonl"
@@ -26,8 +26,6 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     Runs that are not of the experiment's grid, because a number has changed since, are dropped. Each table has the run's
     cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished.
     """
-    from mtprune_utils.stats import with_cells  # and pandas: the launcher, which lays folders again, starts without
-
     folder = results_folder(experiment, figures)
     grid = experiment.runs()
     records = {record["name"]: record for record in _read_records(folder)}
@@ -50,14 +48,33 @@ def collect(experiment: Experiment, figures: Path) -> dict:
         rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
         columns = list(dict.fromkeys(column for row in rows for column in row))
         if rows:
-            write_atomically(folder / f"{name}.csv", _csv(rows, columns).encode())
-        tables[name] = with_cells(texts)
+            write_atomically(folder / f"{name}.csv", csv_text(rows, columns).encode())
+        tables[name] = _with_cells(texts)
     write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())  # last: it names no run whose rows are not there
     return tables
 
 
-def origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
-    """{"<stage>/<name>": provenance} of every run in the tables."""
+def gather(runs: list[Run], file: str):
+    """One table of the given file of every run, with the run's cell (criterion, seed, rank, arm) in front."""
+    return _with_cells([(run, run.path(file).read_text()) for run in runs])
+
+
+def _with_cells(texts: list[tuple[Run, str]]):
+    import pandas as pd  # the launcher, which lays folders again, starts without
+
+    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
+    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
+    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def origins_of(runs: list[Run]) -> dict[str, dict]:
+    """{"<stage>/<name>": provenance} of finished runs."""
+    return {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) for run in runs}
+
+
+def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
+    """The same of every run in the tables."""
     records = _read_records(results_folder(experiment, figures))
     return {f"{record['stage']}/{record['name']}": record["files"]["provenance.json"] for record in records}
 
@@ -98,21 +115,12 @@ def _read_records(folder: Path) -> list[dict]:
 def _read_parts(path: Path) -> dict[str, list[dict[str, str]]]:
     """{run name: its rows}, every number as it was written."""
     parts: dict[str, list[dict[str, str]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                parts.setdefault(row.pop("run"), []).append(row)
+    for row in read_table(path) if path.exists() else ():
+        parts.setdefault(row.pop("run"), []).append(row)
     return parts
 
 
 def _text(rows: list[dict[str, str]]) -> str:
     """A run's own CSV again: without the columns that only other runs have."""
-    return _csv(rows, [column for column in rows[0] if any(row[column] for row in rows)])
-
-
-def _csv(rows: list[dict[str, str]], columns: list[str]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    return csv_text([{column: row[column] for column in columns} for row in rows])

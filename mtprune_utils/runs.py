@@ -19,12 +19,11 @@ from importlib import metadata
 from pathlib import Path
 
 from mtprune_utils.data import data_digest, data_tasks
-from mtprune_utils.files import checksum, csv_text, read_json, source_digest, write_atomically, write_json
+from mtprune_utils.files import PACKAGE, PROJECT, checksum, csv_text, read_json, source_digest, write_atomically, write_json
 from mtprune_utils.profiles import Profile, check_criterion, flat, get_profile, known
 from mtprune_utils.pruning import check_sizes
 from mtprune_utils.tasks import Task
 
-PACKAGE = Path(__file__).parent
 TRAINING_MODULES = (
     "data/__init__.py", "data/_reading.py", "data/_mtan.py", "tasks.py", "models.py", "gradients.py", "checkpoints.py", "training.py", "stages.py",
 )
@@ -36,7 +35,6 @@ STAGE_MODULES = {  # what a stage's results depend on: editing plots.py redraws 
     "retrain": TRAINING_MODULES,
     "figure": ("stats.py", "claims.py", "results.py", "inference.py", "plots.py", "tasks.py", "models.py", "runs.py"),
 }
-PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # where relative folders start
 
 SHARED_SETTINGS = (
     "train_images", "test_images", "validation_share", "image_height", "crop", "scale", "depth_follows_scale", "batch_size",
@@ -97,6 +95,8 @@ class Experiment:
     @property
     def command(self) -> str:
         """What makes all of it, as one would type it."""
+        if self.label == "study":  # from its committed tables
+            return "make study"
         own, used = (flat(asdict(profile)) for profile in (get_profile(self.profile.name), self.profile))
         words = ["make figures", f"PROFILE={self.profile.name}"]
         words += [f"DATA={self.data}"] * (self.data != "rooms") + [f"ROOT={shlex.quote(self.data_root)}"] * bool(self.data_root)
@@ -307,14 +307,12 @@ class Run:
         """Names of damaged files, those that are gone among them, of all but the weights, which can be made again."""
         try:
             record = read_json(self.path("done.json"))
-        except ValueError:
-            return ["done.json"]
-        if not isinstance(record, dict) or not record.keys() >= {"code", "files"}:
-            return ["done.json"]
-        files = record["files"]
-        if not isinstance(files, dict) or not files.keys() >= set(TABLES[self.stage]):
-            return ["done.json"]
-        return [name for name in files if not name.endswith(".safetensors") and not self.intact(name)]
+            tables = [name for name in record["files"] if not name.endswith(".safetensors")]
+            if "code" in record and set(tables) >= set(TABLES[self.stage]):
+                return [name for name in tables if not self.intact(name)]
+        except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not what `finish` writes
+            pass
+        return ["done.json"]
 
     def provenance(self) -> dict:
         return provenance(self.stage, self.experiment.data, params=self.params)

@@ -1,38 +1,16 @@
 """Curves over seeds, intervals and verdicts: pure functions over tidy data frames, one row per evaluation."""
 
-import io
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit  # scipy.stats would take every kernel most of a second to import
 
-from mtprune_utils.runs import Run
-
-
-def gather(runs: Iterable[Run], file: str) -> pd.DataFrame:
-    """One table of the given file of every run, with the run's cell (criterion, seed, rank, arm) in front."""
-    return with_cells([(run, run.path(file).read_text()) for run in runs])
-
-
-def with_cells(texts: list[tuple[Run, str]]) -> pd.DataFrame:
-    """The same from the files' texts."""
-    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
-    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
-    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
-
-
-def mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and sample standard deviation over axis 0 (seeds); the latter is NaN for a single seed."""
-    sd = values.std(axis=0, ddof=1) if len(values) > 1 else np.full(values.shape[1:], np.nan)
-    return values.mean(axis=0), sd
-
 
 def curve_over_seeds(table: pd.DataFrame, x: str, y: str, points: int = 40) -> pd.DataFrame:
-    """Mean and standard deviation over seeds of y as a function of x: columns x, mean, sd, seeds.
+    """Mean and standard deviation (NaN for a single seed) over seeds of y as a function of x: columns x, mean, sd, seeds.
 
     Seeds reach different sizes, so each seed's curve is interpolated linearly in log x at common sizes, evenly spaced in
     log x over the range that every seed covers.
@@ -40,24 +18,14 @@ def curve_over_seeds(table: pd.DataFrame, x: str, y: str, points: int = 40) -> p
     curves = [seed.sort_values(x) for _, seed in table.groupby("seed")]
     low, high = max(c[x].iloc[0] for c in curves), min(c[x].iloc[-1] for c in curves)
     grid = np.geomspace(low, high, points)
-    mean, sd = mean_and_sd(np.stack([np.interp(np.log(grid), np.log(c[x]), c[y]) for c in curves]))
-    return pd.DataFrame({"x": grid, "mean": mean, "sd": sd, "seeds": len(curves)})
+    values = pd.DataFrame([np.interp(np.log(grid), np.log(c[x]), c[y]) for c in curves])
+    return pd.DataFrame({"x": grid, "mean": values.mean(), "sd": values.std(), "seeds": len(curves)})
 
 
 def points_over_seeds(table: pd.DataFrame, x: str, y: str, by: str) -> pd.DataFrame:
     """Mean over seeds of x, and mean and standard deviation of y, for each value of `by`: columns x, mean, sd, seeds."""
-    rows = []
-    for _, group in table.groupby(by):
-        mean, sd = mean_and_sd(group[y].to_numpy())
-        rows.append({"x": group[x].mean(), "mean": mean, "sd": sd, "seeds": group["seed"].nunique()})
-    return pd.DataFrame(rows)
-
-
-def with_share(table: pd.DataFrame) -> pd.DataFrame:
-    """Layer rows (criterion, seed, removal, layer, width, ...) with `share`: the width relative to the dense network's."""
-    dense = table[table["removal"] == 0][["criterion", "seed", "layer", "width"]]
-    merged = table.merge(dense, on=["criterion", "seed", "layer"], suffixes=("", "_dense"))
-    return merged.assign(share=merged["width"] / merged["width_dense"])
+    groups = table.groupby(by)
+    return groups.agg(x=(x, "mean"), mean=(y, "mean"), sd=(y, "std"), seeds=("seed", "nunique")).reset_index(drop=True)
 
 
 # --- differences between arms, and what they allow to say ---
@@ -204,18 +172,14 @@ def sign_flip_p(values: np.ndarray) -> float:
     return float((means >= np.abs(values.sum()) * (1 - 1e-12)).mean())
 
 
-def collapse_sizes(table: pd.DataFrame, tasks: list[str], least: float = 0.5) -> pd.DataFrame:
-    """The parameter count at which each seed's run first keeps less than `least` of a task, on its way down.
+def collapse_sizes(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
+    """The parameter count at which each seed's run first keeps less than half of a task, on its way down.
 
     table: one row per size with columns seed, parameters and one per task, the share that is kept. Returns one row per
     seed, one column per task; NaN where a seed never falls so low (censored).
     """
-    def first(seed: pd.DataFrame) -> pd.Series:
-        down = seed.sort_values("parameters", ascending=False)
-        below = {task: down.loc[down[task] < least, "parameters"] for task in tasks}
-        return pd.Series({task: sizes.iloc[0] if len(sizes) else np.nan for task, sizes in below.items()})
-
-    return table.groupby("seed")[["parameters", *tasks]].apply(first)
+    first = {task: table[table[task] < 0.5].groupby("seed")["parameters"].max() for task in tasks}
+    return pd.DataFrame(first, index=pd.Index(sorted(table["seed"].unique()), name="seed"))
 
 
 def collapse_order(sizes: pd.Series, others: pd.Series) -> dict[str, float]:

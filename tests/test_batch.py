@@ -54,9 +54,9 @@ def here(tmp_path, monkeypatch):
 
 # --- parameters ---
 
-def test_parameters_are_read_with_type_default_and_help(here):
+def test_parameters_are_read_with_type_and_default(here):
     assert notebook_parameters(write_notebook(here / "nb.ipynb")) == {
-        "word": (str, "a # b", "what to write"), "number": (int, 3, ""), "rate": (float, 0.5, "a share"),
+        "word": (str, "a # b"), "number": (int, 3), "rate": (float, 0.5),
     }
 
 
@@ -81,7 +81,7 @@ def test_wrong_type_is_refused(here, name, value):
 def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     broken = '{"dense.steps": 3'
     assert batch.main(["notebook", "notebooks/01_train_dense.ipynb", "out.ipynb", "-p", "overrides", broken]) == 1
-    assert capsys.readouterr().err == f"{broken!r} is neither JSON nor YAML: is a quote or a bracket missing?\n"
+    assert capsys.readouterr().err == f"01_train_dense.ipynb: 'overrides' takes a dict, got {broken!r}\n"
     assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
 
 
@@ -104,7 +104,6 @@ def test_good_run_through_the_command_line(here):
 FAILURES = {
     "error": (["1 / 0"], "cell 3: ZeroDivisionError: division by zero"),
     "killed kernel": (["import os\nos.kill(os.getpid(), 9)", GOOD], "its kernel died"),
-    "timed-out cell": (["import time\ntime.sleep(60)", GOOD], "longer than 2 s"),
     "sys.exit(0)": (["import sys\nsys.exit(0)", GOOD], "only 3 of 4 code cells ran"),
     "sys.exit(0) at the end": (["import sys\nsys.exit(0)"], "SystemExit"),
     "missing file": (["pass"], "without writing out.txt"),
@@ -116,7 +115,7 @@ def test_failed_run_is_told_and_keeps_the_good_output(here, cells, message):
     write_notebook(here / "nb.ipynb", *cells)
     Path("out.ipynb").write_text("an older, good output")
     with pytest.raises(NotebookError, match=message) as error:
-        execute("nb.ipynb", "out.ipynb", {"number": 1}, ["out.txt"], timeout=2)
+        execute("nb.ipynb", "out.ipynb", {"number": 1}, ["out.txt"])
     assert "\n" not in str(error.value)
     assert Path("out.ipynb").read_text() == "an older, good output"
     nbformat.validate(nbformat.read("out.failed.ipynb", as_version=4))
@@ -214,11 +213,11 @@ STUBS = {  # the copy needs no torch, which takes seconds to import
 def finished_repository(tmp_path_factory):
     """A copy in which the batch has run once, and what it said."""
     repository = tmp_path_factory.mktemp("finished") / "repository"
-    shutil.copytree(batch.REPOSITORY / "mtprune_utils", repository / "mtprune_utils",
+    shutil.copytree(batch.PROJECT / "mtprune_utils", repository / "mtprune_utils",
                     ignore=shutil.ignore_patterns("rooms_v*", "__pycache__"))
     for name, stub in STUBS.items():
         (repository / "mtprune_utils" / name).write_text(stub)
-    shutil.copy(batch.REPOSITORY / "Snakefile", repository)
+    shutil.copy(batch.PROJECT / "Snakefile", repository)
     for split in ("train", "test"):  # runs are named by the data's hash, whatever the data
         file = repository / "mtprune_utils" / "data" / "rooms_v1" / f"{split}.parquet"
         file.parent.mkdir(exist_ok=True)
@@ -350,7 +349,7 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     wait_for(lambda: (repository / "pid").exists() and (repository / "pid").read_text())
     second = launch(repository)
     assert second.returncode != 0
-    assert second.stdout.strip() == f"profile 'smoke' is already being run there, by process {process.pid}"
+    assert second.stdout.strip() == f"profile 'smoke' is already being run there, by process {process.pid}: wait for it or end it"
     process.send_signal(signum)
     assert process.wait(timeout=25) == code
     wait_for(lambda: not alive((repository / "pid").read_text()))

@@ -1,22 +1,21 @@
 """The benchmarks measure what they say. No times are tested."""
 
 from importlib import import_module
-from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from mtprune_utils.files import PROJECT
 from mtprune_utils.profiles import get_profile
 
-ROOT = Path(__file__).resolve().parent.parent
 SMOKE = {"train_images": None, "batch_size": 4, "prune.every": 2, "prune.filters": 200}
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     """The benchmarks' module of that name."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.syspath_prepend(PROJECT / "benchmarks")
     return import_module
 
 

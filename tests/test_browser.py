@@ -11,7 +11,7 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from mtprune_utils.execution import REPOSITORY
+from mtprune_utils.files import PROJECT
 from test_faults import serving
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -36,7 +36,7 @@ def browser(tmp_path):
 @pytest.fixture
 def lab(tmp_path):
     """JupyterLab over a copy of the first notebook, whose runs go into a folder of the test. Returns the notebook and its address."""
-    notebook = nbformat.read(REPOSITORY / "notebooks" / "01_train_dense.ipynb", as_version=4)
+    notebook = nbformat.read(PROJECT / "notebooks" / "01_train_dense.ipynb", as_version=4)
     (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     assert '"runs"' in parameters.source
     parameters.source = parameters.source.replace('"runs"', json.dumps(str(tmp_path / "runs")))

@@ -4,16 +4,12 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
-ROOT = Path(__file__).parents[1]
-NAMES = (
-    "fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_speedup", "fig5_claims",
-    "fig6_training_curves",
-)
+from mtprune_utils.execution import FIGURE_NOTEBOOKS
+from mtprune_utils.files import PROJECT
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +20,7 @@ def batch(tmp_path_factory):
     def run(*more):
         command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke"]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
-        return subprocess.run([*command, *folders, *more], cwd=ROOT, capture_output=True, text=True, timeout=900)
+        return subprocess.run([*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=900)
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
@@ -33,7 +29,7 @@ def batch(tmp_path_factory):
 
 def test_every_figure_has_data_and_provenance(batch):
     place, _ = batch
-    for name in NAMES:
+    for name in FIGURE_NOTEBOOKS:
         for kind in ("png", "pdf", "csv", "json"):
             assert (place / "figures" / "smoke" / f"{name}.{kind}").stat().st_size > 0
         origin = json.loads((place / "figures" / "smoke" / f"{name}.json").read_text())

@@ -25,7 +25,8 @@ from mtprune_utils import batch, check, execution, files, stages, training
 from mtprune_utils.checkpoints import Interrupted
 from mtprune_utils.criteria import CRITERIA, Criterion
 from mtprune_utils.data import _reading, load_dataset
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, REPOSITORY, STAGE_NOTEBOOKS, notebook_digest
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
+from mtprune_utils.files import PROJECT
 from mtprune_utils.models import load_model, model_bytes
 from mtprune_utils.profiles import PROFILES, get_profile
 from mtprune_utils.runs import Experiment
@@ -33,8 +34,8 @@ from mtprune_utils.tasks import normals
 from test_batch import wait_for
 from test_runs import experiment
 
-NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-DOCS = REPOSITORY / "docs" / "faults.md"
+NOTEBOOKS = sorted((PROJECT / "notebooks").glob("*.ipynb"))
+DOCS = PROJECT / "docs" / "faults.md"
 
 
 def quiet(line):
@@ -298,7 +299,7 @@ def test_weights_that_cannot_be_ours_are_refused(spoil, message, model, tmp_path
 
 
 def test_nothing_in_the_package_unpickles():
-    sources = {path.name: path.read_text() for path in (REPOSITORY / "mtprune_utils").rglob("*.py")}
+    sources = {path.name: path.read_text() for path in (PROJECT / "mtprune_utils").rglob("*.py")}
     for name, text in sources.items():
         found = re.search(r"\bpickle\b|torch\.load\(|allow_pickle=True|\beval\(\w|\bexec\(", text.replace("model.eval(", ""))
         assert not found, f"{name}: {found}"
@@ -325,18 +326,18 @@ def test_nothing_in_the_package_unpickles():
 ])
 def test_a_run_that_cannot_be_is_refused_before_a_kernel_starts(notebook, parameters, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
-        execution.check_run(REPOSITORY / "notebooks" / f"{notebook}.ipynb", parameters)
+        execution.check_run(PROJECT / "notebooks" / f"{notebook}.ipynb", parameters)
 
 
 def test_every_stage_has_its_notebook_and_its_defaults_are_a_run():
     for notebook in STAGE_NOTEBOOKS.values():
-        execution.check_run(REPOSITORY / notebook, {})
+        execution.check_run(PROJECT / notebook, {})
 
 
 def test_the_command_line_refuses_it_too(tmp_path):
     command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/02_prune_iteratively.ipynb",
                str(tmp_path / "out.ipynb"), "-p", "criterion", "tailor"]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert result.returncode == 1 and result.stderr.splitlines() == ["unknown criterion 'tailor': did you mean 'taylor'?"]
     assert not list(tmp_path.iterdir())
 
@@ -347,14 +348,14 @@ def test_papermill_itself_is_no_way_around_the_check(parameters, message, tmp_pa
 
     with pytest.raises(papermill.exceptions.PapermillExecutionError, match=message):
         papermill.execute_notebook(
-            REPOSITORY / "notebooks" / "01_train_dense.ipynb", tmp_path / "out.ipynb", {"runs": str(tmp_path), **parameters},
+            PROJECT / "notebooks" / "01_train_dense.ipynb", tmp_path / "out.ipynb", {"runs": str(tmp_path), **parameters},
             progress_bar=False,
         )
     assert not list(tmp_path.glob("smoke*"))
 
 
 def test_every_notebook_checks_what_papermill_injects():
-    for path in (REPOSITORY / "notebooks").glob("*.ipynb"):
+    for path in (PROJECT / "notebooks").glob("*.ipynb"):
         first, second = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"][:2]
         assert "parameters" in first.metadata.tags and "check_injected(In)" in second.source.splitlines(), path.name
     declared = 'seed: int = 0  # help\nlr: float = 0.1  # help'
@@ -446,11 +447,11 @@ def test_overrides_go_together_in_any_order(overrides):
 # --- figures that no longer follow ---
 
 def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, monkeypatch):
-    source = REPOSITORY / "figures" / "quick" / "fig1_iterative_pruning.json"
+    source = PROJECT / "figures" / "quick" / "fig1_iterative_pruning.json"
     origin = json.loads(source.read_text())
     monkeypatch.setattr(check, "code_digest", lambda stage, data="rooms": f"code of {stage}")
     monkeypatch.setattr(check, "git", lambda *arguments: None)
-    notebook = notebook_digest(REPOSITORY / FIGURE_NOTEBOOKS[source.stem])
+    notebook = notebook_digest(PROJECT / FIGURE_NOTEBOOKS[source.stem])
     origin |= {"code": "code of figure", "dirty": False, "notebook": notebook}
     for label, run in origin["runs"].items():
         run |= {"code": f"code of {label.split('/')[0]}", "dirty": False}
@@ -486,14 +487,14 @@ def test_every_test_that_the_table_of_faults_names_exists():
 
 def test_the_lock_file_pins_what_the_requirements_ask_for_with_hashes():
     def pins(name):
-        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (REPOSITORY / name).read_text(), re.MULTILINE))
+        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", (PROJECT / name).read_text(), re.MULTILINE))
 
     asked, locked = pins("requirements.txt"), pins("requirements.lock")
     named = {name.replace("_", "-"): version for name, version in asked.items()}
     assert len(named) >= 15 and named.items() <= locked.items(), "run `make lock`"
-    packages = re.split(r"^(?=\w)", (REPOSITORY / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]
+    packages = re.split(r"^(?=\w)", (PROJECT / "requirements.lock").read_text(), flags=re.MULTILINE)[1:]
     assert all("--hash=sha256:" in package for package in packages)
-    assert "--require-hashes -r requirements.lock" in (REPOSITORY / "Makefile").read_text()
+    assert "--require-hashes -r requirements.lock" in (PROJECT / "Makefile").read_text()
 
 
 @contextlib.contextmanager
@@ -504,7 +505,7 @@ def serving(command, folder):
         port = free.getsockname()[1]
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder)}
     words = [*command, "--no-browser", f"--port={port}", "--allow-root"]
-    server = subprocess.Popen(words, cwd=REPOSITORY, env=environment, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen(words, cwd=PROJECT, env=environment, stderr=subprocess.DEVNULL)
     try:
         records = wait_for(lambda: list(folder.glob("jpserver-*.json")), 60)
         yield port, json.loads(records[0].read_text())["token"]
@@ -514,7 +515,7 @@ def serving(command, folder):
 
 
 def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
-    lines = subprocess.run(["make", "-n", "lab"], cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(["make", "-n", "lab"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout.splitlines()
     (command,) = [line for line in lines if "jupyter lab" in line]
     own_options = command.split()[1:]  # behind the program
     with serving([sys.executable, "-m", "jupyter", *own_options], tmp_path) as (port, token):

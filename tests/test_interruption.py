@@ -16,7 +16,7 @@ import pytest
 
 from mtprune_utils import stages, training
 from mtprune_utils.checkpoints import Interrupted
-from mtprune_utils.execution import REPOSITORY
+from mtprune_utils.files import PROJECT
 from mtprune_utils.files import UNFINISHED
 from mtprune_utils.runs import Experiment
 
@@ -159,7 +159,7 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     parameters = {"profile": "smoke", "runs": str(tmp_path), "overrides": overrides}
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
     command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/01_train_dense.ipynb"]
-    runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
     while not (checkpoints := list(tmp_path.rglob("checkpoints/step*.safetensors"))):  # it trains
         assert runner.poll() is None
         time.sleep(0.05)

@@ -15,7 +15,8 @@ from PIL import Image
 from mtprune_utils import plots, stages, tasks, training
 from mtprune_utils.data import DATASETS, Split, _reading, augment, load_dataset
 from mtprune_utils.data.multifashion import DEBIAN, FILES
-from mtprune_utils.execution import REPOSITORY, execute
+from mtprune_utils.execution import execute
+from mtprune_utils.files import PROJECT
 from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
 from test_data import normals_from
@@ -210,7 +211,7 @@ def test_the_whole_chain_runs_on_every_layout(layout, tmp_path):
 def test_the_tour_shows_every_data_set_that_it_is_given(tmp_path):
     others = {"cityscapes": str(cityscapes(tmp_path / "streets")), "multifashion": str(fashion(tmp_path / "garments"))}
     place = {"data": "nyuv2", "root": str(mtan(tmp_path / "rooms")), "others": others}
-    execute(REPOSITORY / "notebooks" / "09_tour_data.ipynb", tmp_path / "tour.ipynb", place)
+    execute(PROJECT / "notebooks" / "09_tour_data.ipynb", tmp_path / "tour.ipynb", place)
     outputs = [output for cell in nbformat.read(tmp_path / "tour.ipynb", 4).cells for output in cell.get("outputs", [])]
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 3 * 3, "samples, distributions, minibatches"
     text = "".join(output.get("text", "") for output in outputs)

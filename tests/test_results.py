@@ -5,41 +5,41 @@ import json
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from mtprune_utils import claims, readme, results
+from mtprune_utils.execution import FIGURE_NOTEBOOKS
+from mtprune_utils.files import PROJECT
 from mtprune_utils.plots import fig2_layer_widths
 from mtprune_utils.profiles import PROFILES
 from mtprune_utils.runs import Experiment
 
-ROOT = Path(__file__).parents[1]
-FIGURES = ROOT / "figures" / "quick"
+FIGURES = PROJECT / "figures" / "quick"
 
 
 def test_the_readme_shows_the_committed_results_and_every_notebook():
-    text = (ROOT / "README.md").read_text()
+    text = (PROJECT / "README.md").read_text()
     assert readme.updated(text, FIGURES.parent) == text, "run `make readme`"
-    assert set(readme.NOTEBOOKS) == {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert set(readme.NOTEBOOKS) == {path.stem for path in (PROJECT / "notebooks").glob("*.ipynb")}
     for line in (*readme.notebook_table(FIGURES).splitlines(), *readme.claims_table(FIGURES.parent).splitlines()):
         assert "nan" not in line
 
 
 def test_every_link_of_the_readme_leads_somewhere():
-    text = (ROOT / "README.md").read_text()
+    text = (PROJECT / "README.md").read_text()
     links = [part.split(")")[0] for part in text.split("](")[1:]]
-    assert all((ROOT / link).exists() for link in links if not link.startswith("http"))
+    assert all((PROJECT / link).exists() for link in links if not link.startswith("http"))
 
 
 def test_modules_import_only_from_those_before_them():
     """In the order in which the README says that data flows; what stands behind it serves the whole."""
-    (line,) = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("`tasks.py` →")]
+    (line,) = [line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("`tasks.py` →")]
     order = [name.strip("`/").removesuffix(".py") for name in line.partition(";")[0].split(" → ")]
-    assert {f"{name}.py" for name in order if name != "data"} <= {path.name for path in (ROOT / "mtprune_utils").glob("*.py")}
+    assert {f"{name}.py" for name in order if name != "data"} <= {path.name for path in (PROJECT / "mtprune_utils").glob("*.py")}
     for place, module in enumerate(order):
-        files = (ROOT / "mtprune_utils" / module).glob("*.py") if module == "data" else [ROOT / "mtprune_utils" / f"{module}.py"]
+        files = (PROJECT / "mtprune_utils" / module).glob("*.py") if module == "data" else [PROJECT / "mtprune_utils" / f"{module}.py"]
         for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
             if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mtprune_utils"):
                 continue
@@ -51,17 +51,13 @@ def test_modules_import_only_from_those_before_them():
 def test_the_training_path_imports_no_more_than_four_packages():
     heavy = ["torchvision", "pandas", "matplotlib", "seaborn", "scipy", "pyarrow", "PIL", "optuna", "snakemake", "papermill"]
     code = f"import sys, mtprune_utils.stages; print([name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
     assert found.stdout.strip() == "[]", found.stdout + found.stderr
 
 
-FIGURE_NAMES = [
-    "fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_speedup", "fig5_claims",
-    "fig6_training_curves",
-]
 
 
-@pytest.mark.parametrize("name", FIGURE_NAMES)
+@pytest.mark.parametrize("name", FIGURE_NOTEBOOKS)
 def test_figures_come_from_the_profile_as_it_is_now(name):
     assert all((FIGURES / f"{name}.{kind}").exists() for kind in ("png", "pdf", "csv", "json"))
     origin = json.loads((FIGURES / f"{name}.json").read_text())
@@ -86,7 +82,7 @@ def test_the_dense_network_has_learnt_to_see():
 
 def test_a_quarter_of_the_filters_is_worse_on_every_task():
     """Trained alike; or the data could not tell a pruned network from a whole one. By more than both spreads together."""
-    table = pd.read_csv(ROOT / "benchmarks" / "capacity.csv", index_col=0)
+    table = pd.read_csv(PROJECT / "benchmarks" / "capacity.csv", index_col=0)
     assert int(table.loc["filters", "a quarter of the filters"]) == int(table.loc["filters", "dense"]) // 4
     for task in Experiment(PROFILES["quick"]).tasks.values():
         sign = 1 if task.endpoint in task.higher_is_better else -1
@@ -102,12 +98,13 @@ def test_figure_2_is_drawn_where_every_seed_passed():
     ])
     _, drawn = fig2_layer_widths(table)
     assert sorted(set(drawn["filters"])) == [10, 16]
+    assert sorted(set(drawn["share"])) == [5 / 8, 1], "of the dense network's width"
 
 
 TARGETS = {"taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2, "quarter_over_dense": 0.4}
 
 
-@pytest.mark.parametrize("table", sorted((ROOT / "benchmarks" / "results").glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("table", sorted((PROJECT / "benchmarks" / "results").glob("*.csv")), ids=lambda path: path.stem)
 def test_measured_ratios_keep_to_their_limits(table):
     """On every kind of machine that was measured. A quarter of the MACs pays at full width; small networks cost more than
     their arithmetic."""
@@ -119,23 +116,23 @@ def test_measured_ratios_keep_to_their_limits(table):
 
 
 def test_half_precision_ranks_filters_alike():
-    scores = pd.read_csv(ROOT / "benchmarks" / "scores.csv", index_col=0)["bf16"]
+    scores = pd.read_csv(PROJECT / "benchmarks" / "scores.csv", index_col=0)["bf16"]
     assert scores["rank correlation mean"] > 0.99
     assert scores["chosen by both, of 100 mean"] > 0.95
 
 
-JUDGED = [path.parent.name for path in sorted((ROOT / "figures").glob("*/table1_claims.csv")) if path.parent.name in PROFILES]
+JUDGED = [path.parent.name for path in sorted((PROJECT / "figures").glob("*/table1_claims.csv")) if path.parent.name in PROFILES]
 
 
 @pytest.mark.parametrize("profile", [name for name in JUDGED if name != "smoke"])
 def test_the_claims_follow_from_the_committed_tables(profile, tmp_path):
     """Judged anew from the result tables alone, every row of Table 1 is the committed one."""
     experiment = Experiment(PROFILES[profile], root=tmp_path / "runs")
-    figures = shutil.copytree(ROOT / "figures" / profile / "results", tmp_path / profile / "results").parents[1]
+    figures = shutil.copytree(PROJECT / "figures" / profile / "results", tmp_path / profile / "results").parents[1]
     tables = results.collect(experiment, figures)
     for file in (figures / profile / "results").iterdir():
-        assert file.read_bytes() == (ROOT / "figures" / profile / "results" / file.name).read_bytes(), "rows of other runs"
+        assert file.read_bytes() == (PROJECT / "figures" / profile / "results" / file.name).read_bytes(), "rows of other runs"
     fresh = claims.verdict_table(claims.all_claims(claims.Evidence(experiment, tables)))
-    committed = pd.read_csv(ROOT / "figures" / profile / "table1_claims.csv")
+    committed = pd.read_csv(PROJECT / "figures" / profile / "table1_claims.csv")
     assert fresh["verdict"].tolist() == committed["verdict"].tolist()
     pd.testing.assert_frame_equal(fresh[["estimate", "low", "high"]], committed[["estimate", "low", "high"]], check_dtype=False)

@@ -31,13 +31,6 @@ def test_points_over_seeds_average_both_axes():
     assert points.to_numpy().tolist() == [pytest.approx([15, 2, np.sqrt(2), 2]), pytest.approx([2, 5, 0, 2])]
 
 
-def test_shares_are_relative_to_the_dense_network_of_the_same_run():
-    table = pd.DataFrame({
-        "criterion": ["a"] * 4, "seed": [0, 0, 1, 1], "removal": [0, 1, 0, 1], "layer": 0, "width": [8, 4, 10, 1],
-    })
-    assert stats.with_share(table)["share"].tolist() == [1, 0.5, 1, 0.1]
-
-
 # --- matching by size ---
 
 def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
