@@ -5,7 +5,7 @@ at the image, 1 the mean of the dense networks; higher is better for every task.
 task: a difference of such shares between two arms, averaged over sizes (and criteria), or the share itself.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from mtprune_utils import stats
 from mtprune_utils.models import activation_bytes
 from mtprune_utils.runs import UNIFORM, Experiment
 from mtprune_utils.tasks import delta_m
+
+
+COLUMNS = ["task", "estimate", "low", "high", "tost_low", "tost_high", "p", "p_sign_flip", "seeds", "verdict", "note", "decided_by"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Claim:
     values: pd.DataFrame
     notes: tuple[str, ...] = field(default=())
     open_because: str = ""  # a reason for which it stays undecided whatever the numbers say
+    unrefuted_because: str = ""  # a reason for which numbers can support it, but not refute it
+    decided_by: str = ""  # the command that has what it lacks
 
     def rows(self) -> pd.DataFrame:
         """One row for the claim as a whole ("all": the mean over tasks), then one per task."""
@@ -39,21 +44,26 @@ class Claim:
         rows = rows.replace([np.inf, -np.inf], np.nan)  # of a single seed: there is no interval
         rows["p_sign_flip"] = [stats.sign_flip_p(column - null) for column in values.to_numpy().T]
         mean = stats.estimate(values.mean(axis=1))
-        low, high = mean.interval(stats.ALPHA) if len(values) > 1 else (np.nan, np.nan)
-        notes = [*self.notes, self.open_because, *(f"{row['task']} {row['note']}" for _, row in rows.iterrows() if row["note"])]
-        if self.open_because:
+        (low, high), inner = (mean.interval(level) if len(values) > 1 else (np.nan, np.nan) for level in (stats.ALPHA, 2 * stats.ALPHA))
+        reasons = [self.open_because, self.unrefuted_because]
+        notes = [*self.notes, *reasons, *(f"{row['task']} {row['note']}" for _, row in rows.iterrows() if row["note"])]
+        if self.open_because or self.unrefuted_because and verdict == "refuted":
             verdict = rows["verdict"] = "undecided"
         elif verdict == "undecided":
             enough = stats.seeds_to_decide(values, self.kind, self.threshold)
-            notes.append(f"{enough} seeds would decide it" if enough else "no number of seeds up to 1000 would decide it"
+            notes.append(f"about {enough} seeds would decide it" if enough else "no number of seeds up to 1000 would decide it"
                          if len(values) > 1 else "one seed decides nothing")
         whole = {"task": "all", "estimate": mean.mean, "low": low, "high": high, "p": mean.p(null), "seeds": len(values),
                  "verdict": verdict, "note": "; ".join(note for note in notes if note)}
+        if self.kind == "equal":
+            whole |= {"tost_low": inner[0], "tost_high": inner[1]}
+        if verdict == "undecided":
+            whole["decided_by"] = self.decided_by
         return self._with_columns(pd.concat([pd.DataFrame([whole]), rows], ignore_index=True))
 
     def _with_columns(self, rows: pd.DataFrame) -> pd.DataFrame:
         front = {"claim": self.name, "statement": self.statement, "rule": self.kind, "threshold": self.threshold}
-        return pd.concat([pd.DataFrame([front] * len(rows)), rows], axis=1)
+        return pd.concat([pd.DataFrame([front] * len(rows)), rows.reindex(columns=COLUMNS).fillna({"decided_by": ""})], axis=1)
 
 
 class Evidence:
@@ -119,18 +129,22 @@ class Evidence:
         complete = rows.groupby(["seed", "rank"]).filter(lambda cell: len(cell) == len(criteria))
         return complete.groupby(["seed", "rank"])[list(self.endpoints)].mean()
 
-    def difference(self, first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
-        """First minus second, paired by seed and size, averaged over the sizes, of the seeds that have all of them."""
+    def difference(self, first: pd.DataFrame, second: pd.DataFrame, left_out=()) -> pd.DataFrame:
+        """First minus second, paired by seed and size, averaged over the sizes, of the seeds that have all of them.
+
+        left_out: pairs (seed, rank) that do not count, although they are there.
+        """
         paired = (first - second).dropna()
         sizes = paired.index.get_level_values("rank").nunique()
-        return paired.groupby("seed").filter(lambda rows: len(rows) == sizes).groupby("seed").mean()
+        complete = paired.groupby("seed").filter(lambda rows: len(rows) == sizes)
+        return complete[~complete.index.isin(left_out)].groupby("seed").mean()
 
-    def differing(self, arm: str, criteria: tuple[str, str]) -> pd.Index:
-        """Seeds and sizes at which two criteria left different widths: where they coincide there is nothing to compare."""
+    def coinciding(self, arm: str, criteria: tuple[str, str]) -> pd.Index:
+        """Seeds and sizes at which two criteria left the same widths, so that there is nothing to compare."""
         rows = self.points[self.points["arm"] == arm]
         widths = [rows[rows["criterion"] == criterion].set_index(["seed", "rank"])["widths"] for criterion in criteria]
         both = pd.concat(widths, axis=1, join="inner")
-        return both.index[both.iloc[:, 0] != both.iloc[:, 1]]
+        return both.index[both.iloc[:, 0] == both.iloc[:, 1]]
 
     def training_curves(self) -> pd.DataFrame:
         """The re-training curves of both criteria's architectures, one row per evaluation and task, `kept` on validation."""
@@ -141,14 +155,36 @@ class Evidence:
         return curves.melt(id_vars=[*cell, "progress"], value_vars=list(self.endpoints), var_name="task", value_name="kept")
 
     def still_improving(self, arm: str) -> list[str]:
-        """Tasks that re-training in this arm still improves by more than the margin between its last two evaluations."""
+        """Tasks that re-training in this arm still improves by more than the margin between its last two evaluations.
+
+        A falling learning rate makes any end look flat: where the arm with more steps is ahead by more than the margin, the
+        shorter one was not at its end either.
+        """
         curves = self.kept(self._table("retrain_curve"))
         curves = curves[(curves["arm"] == arm) & curves["criterion"].isin(self.profile.criteria)]
-        runs = curves.sort_values("step").groupby(["criterion", "seed", "rank"])[list(self.endpoints)]
         if not len(curves):
             return []
-        gains = runs.apply(lambda curve: curve.iloc[-1] - curve.iloc[-2:].iloc[0]).mean()
-        return [task for task, gain in gains.items() if gain > self.profile.margin]
+        runs = curves.sort_values("step").groupby(["criterion", "seed", "rank"])[list(self.endpoints)]
+        gains = [runs.apply(lambda curve: curve.iloc[-1] - curve.iloc[-2:].iloc[0]).mean()]
+        if arm == "scratch":
+            arms = (self.arm(name, *self.profile.criteria) for name in ("scratch_longer", "scratch"))
+            gains.append(self.difference(*arms).mean())
+        return [task for task in self.endpoints if max(gain[task] for gain in gains) > self.profile.margin]
+
+    def equal_compute_shares(self) -> pd.Series:
+        """What share of equal compute each longer re-training run got before its cap: see `stages.equal_compute_steps`."""
+        longer, pruned = self._table("retrain_evaluations"), self._table("prune_evaluations")
+        longer = longer[(longer["arm"] == "scratch_longer") & longer["criterion"].isin(self.profile.criteria)]
+        shares = []
+        for _, run in longer.iterrows():
+            rows = pruned[(pruned["arm"] == "iterative") & (pruned["criterion"] == run["criterion"]) & (pruned["seed"] == run["seed"])]
+            rows = rows[rows["rank"].isna() | (rows["rank"] == run["rank"])]
+            if not rows["landing"].eq(run["rank"]).any():
+                continue  # the pruning run is not in the tables
+            rows = rows.loc[: rows["landing"].eq(run["rank"]).idxmax()]
+            spent = self.profile.dense.steps * rows["macs"].iloc[0] + (rows["step"].diff().shift(-1) * rows["macs"]).sum()
+            shares.append(run["steps"] * rows["macs"].iloc[-1] / spent)
+        return pd.Series(shares, dtype=float)
 
 
 def premise(evidence: Evidence) -> pd.DataFrame:
@@ -228,6 +264,17 @@ def _kept_at_the_floor(evidence: Evidence, arm: str, criteria: tuple[str, ...]) 
     return ends.groupby("seed").filter(lambda seed: len(seed) == len(criteria)).groupby("seed")[list(evidence.endpoints)].mean()
 
 
+def deciding_command(experiment: Experiment) -> str:
+    """What has more seeds than the experiment, every arm of each, and tuning: empty if it has them itself."""
+    profile = experiment.profile
+    enough = {"seeds": 8, "controls": replace(profile.controls, seeds=8), "tuning": replace(profile.tuning, trials=16)}
+    if profile.seeds >= 8 and profile.controls.seeds >= 8 and profile.tuning.trials:
+        return ""
+    if experiment.data == "rooms":
+        return "make study"
+    return replace(experiment, profile=replace(profile, **enough), data_root="..." if experiment.data_root else "").command
+
+
 def all_claims(evidence: Evidence) -> list[Claim]:
     """Every claim and control, with the rules that were fixed before the runs."""
     profile, margin = evidence.profile, evidence.profile.margin
@@ -235,33 +282,40 @@ def all_claims(evidence: Evidence) -> list[Claim]:
     learnt = all(np.sign(gap) == (1 if task.endpoint in task.higher_is_better else -1)
                  for gap, task in zip(evidence.gap.values(), evidence.experiment.tasks.values()))
     unlearnt = "" if learnt else "the dense network does not beat the position prior on every task"
+    command = deciding_command(evidence.experiment)
 
-    def claim(name, statement, kind, threshold, values, open_because="", notes=()):
-        return Claim(name, statement, kind, threshold, values, tuple(notes), unlearnt or open_because)
+    def claim(name, statement, kind, threshold, values, open_because="", notes=(), unrefuted_because=""):
+        return Claim(name, statement, kind, threshold, values, tuple(notes), unlearnt or open_because, unrefuted_because, command)
 
     def unfinished(*arms: str) -> str:
         tasks = sorted({task for arm in arms for task in evidence.still_improving(arm)})
         return f"re-training still improves {', '.join(tasks)} at its end" if tasks else ""
 
+    def no_difference(name: str, arm: str, words: str, controls: list[Claim]) -> Claim:
+        """Claim 2. That criteria do not differ says little where nothing else does."""
+        told_apart = any(control.rows()["verdict"].iloc[0] == "supported" for control in controls)
+        caveat = "" if told_apart else "found architectures are not shown to beat the controls either"
+        arms, left_out = (evidence.arm(arm, criterion) for criterion in reversed(both)), evidence.coinciding(arm, both)
+        statement = f"{both[1]} and {both[0]} do not differ at equal size, once tuned ({words})"
+        return claim(name, statement, "equal", margin, evidence.difference(*arms, left_out), untuned, notes=[caveat])
+
+    scratch, iterative = evidence.arm("scratch", *both), evidence.arm("iterative", *both)
+    sizes = ", ".join(f"{profile.sizes[rank]:g}" for rank in profile.controls.ranks)
+    some = f"at {sizes} of the parameters" if len(profile.controls.ranks) < len(profile.sizes) else ""
+    retrained_controls = [
+        claim(f"2 vs {control}", f"control: found architectures do better than {control} ones (re-trained)", "above", 0.0,
+              evidence.difference(scratch, evidence.arm("scratch", control)), notes=[some])
+        for control in (UNIFORM, "random")
+    ]
+    pruned_control = claim(
+        "2i vs random", "control: found architectures do better than random ones (iteratively pruned)", "above", 0.0,
+        evidence.difference(iterative, evidence.arm("iterative", "random")),
+    )
     claims = [claim("1", "a multi-task network is no worse than one network per task", "above", -margin, _premise_shares(evidence))]
     if len(both) == 2:
-        first, second = both
-        for name, arm, words in (("2", "scratch", "re-trained from scratch"), ("2i", "iterative", "iteratively pruned")):
-            rows = evidence.arm(arm, second)
-            rows = rows[rows.index.isin(evidence.differing(arm, both))]
-            statement = f"{second} and {first} do not differ at equal size ({words})"
-            differences = evidence.difference(rows, evidence.arm(arm, first))
-            claims.append(claim(name, statement, "equal", margin, differences, notes=[untuned]))
-    scratch = evidence.arm("scratch", *both)
-    for control in (UNIFORM, "random"):
-        claims.append(claim(
-            f"2 vs {control}", f"control: found architectures do better than {control} ones (re-trained)", "above", 0.0,
-            evidence.difference(scratch, evidence.arm("scratch", control)),
-        ))
-    claims.append(claim(
-        "2i vs random", "control: found architectures do better than random ones (iteratively pruned)", "above", 0.0,
-        evidence.difference(evidence.arm("iterative", *both), evidence.arm("iterative", "random")),
-    ))
+        claims.append(no_difference("2", "scratch", "re-trained from scratch", retrained_controls))
+        claims.append(no_difference("2i", "iterative", "iteratively pruned", [pruned_control]))
+    claims += [*retrained_controls, pruned_control]
     claims.append(claim(
         "3", "iterative pruning collapses at the extreme: less than half of the gap is kept", "below", 0.5,
         _kept_at_the_floor(evidence, "iterative", both),
@@ -270,16 +324,18 @@ def all_claims(evidence: Evidence) -> list[Claim]:
     for schedule in evidence.experiment.schedules:
         words = f"control: with the {schedule.replace('_', ' ')} schedule it collapses too ({', '.join(pruned)})"
         claims.append(claim(f"3 {schedule}", words, "below", 0.5, _kept_at_the_floor(evidence, schedule, pruned)))
-    steps, longest = profile.retrain.steps, round(profile.controls.budget * profile.retrain.steps)
-    for name, better, than, words, note in (
-        ("4", "scratch", "iterative", "re-trained from scratch, an architecture beats its pruned weights",
-         f"{steps} steps, dense training {profile.dense.steps}"),
-        ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute", f"capped at {longest} steps"),
-        ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long", ""),
+    longest, shares = round(profile.controls.budget * profile.retrain.steps), evidence.equal_compute_shares()
+    capped = len(shares) and shares.min() < 0.99
+    compute = f"given {shares.min():.0%} to {shares.max():.0%} of equal compute, capped at {longest} steps" if capped else ""
+    lengths = f"{profile.retrain.steps} steps, dense training {profile.dense.steps}"
+    for name, better, than, words, notes, limit in (
+        ("4", "scratch", "iterative", "re-trained from scratch, an architecture beats its pruned weights", [lengths], ""),
+        ("4 compute", "scratch_longer", "iterative", "the same, re-trained for equal compute, as far as the cap lets it", [some], compute),
+        ("4 finetune", "scratch", "finetune", "re-trained from scratch, it does better than fine-tuned for as long", [some], ""),
     ):
         claims.append(claim(
             name, words, "above", 0.0, evidence.difference(evidence.arm(better, *both), evidence.arm(than, *both)),
-            unfinished(*{better, than} - {"iterative"}), notes=[untuned, note],
+            unfinished(*{better, than} - {"iterative"}), [untuned, *notes], limit,
         ))
     return claims
 

@@ -28,7 +28,8 @@ FIGURE_NOTEBOOKS = {
     "fig3_retrained_from_scratch": "notebooks/06_plot_fig3_retrained_from_scratch.ipynb",
     "fig4_speedup": "notebooks/10_measure_speedup.ipynb",
     "fig5_claims": "notebooks/08_judge_claims.ipynb",
-    "fig6_training_curves": "notebooks/08_judge_claims.ipynb",  # from the same run as the one before
+    "fig6_training_curves": "notebooks/08_judge_claims.ipynb",  # from the same run as the one before, as is the next
+    "fig7_tuning": "notebooks/08_judge_claims.ipynb",  # where a profile tunes
 }
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 

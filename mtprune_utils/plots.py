@@ -18,6 +18,7 @@ from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import Dataset, Split
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import PROJECT, csv_text, write_atomically, write_json
+from mtprune_utils.profiles import Profile
 from mtprune_utils.runs import Experiment, provenance
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
 
@@ -275,28 +276,31 @@ def fig3_retrained_from_scratch(
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 3: found architectures re-trained from random weights (solid) against the iterative run (dashed).
 
-    Mean and standard deviation over seeds. published: add the paper's points. Returns the figure and the plotted data.
+    Mean and standard deviation over seeds, on Figure 1's axes. published: add the paper's points. Returns the figure and the
+    plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3.6), layout="constrained", squeeze=False)
+    shape = {"figsize": (4 * len(tasks), 3.2 * len(SIZES)), "squeeze": False}
+    figure, axes = plt.subplots(len(SIZES), len(tasks), layout="constrained", **shape)
     data = []
-    for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
-        for criterion, table in recovered.groupby("criterion", sort=False):
-            colour, label = style_of(criterion)
-            iterative = stats.curve_over_seeds(table, "parameters", metric)
-            _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
-            scratch = retrained[retrained["criterion"] == criterion]
-            points = stats.points_over_seeds(scratch, "parameters", metric, by="rank")
-            style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
-            axis.errorbar(points["x"], points["mean"], points["sd"], **style)
-            for arm, curve in (("iterative", iterative), ("from scratch", points)):
-                data.append(curve.assign(arm=arm, metric=metric, criterion=criterion, **levels(metric)))
-        _draw_levels(axis, **levels(metric))
-        if published:
-            _draw_published(axis, metric, scratch=True)
-        axis.set(title=name)
-        _size_axis(axis, "parameters")
+    for row, (size, size_label) in zip(axes, SIZES.items()):
+        for axis, (metric, name) in zip(row, panels(tasks).items()):
+            for criterion, table in recovered.groupby("criterion", sort=False):
+                colour, label = style_of(criterion)
+                iterative = stats.curve_over_seeds(table, size, metric)
+                _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
+                scratch = retrained[retrained["criterion"] == criterion]
+                points = stats.points_over_seeds(scratch, size, metric, by="rank")
+                style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
+                axis.errorbar(points["x"], points["mean"], points["sd"], **style)
+                for arm, curve in (("iterative", iterative), ("from scratch", points)):
+                    data.append(curve.assign(size=size, arm=arm, metric=metric, criterion=criterion, **levels(metric)))
+            _draw_levels(axis, **levels(metric))
+            if published and size == "parameters":
+                _draw_published(axis, metric, scratch=True)
+            axis.set(title=name)
+            _size_axis(axis, size_label)
     _legend_below(figure, axes[0, 0])
     return figure, _tidy(data)
 
@@ -348,7 +352,8 @@ VERDICTS = {"supported": "tab:green", "refuted": "tab:red", "undecided": "tab:gr
 def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFrame]:
     """Every claim's estimate and interval, the claim as a whole (diamond) and task by task, coloured by verdict.
 
-    table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin.
+    table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin, in
+    which equality needs the thick interval (TOST's) to lie.
     """
     rows = table[table["estimate"].notna()].reset_index(drop=True)
     figure, axis = plt.subplots(figsize=(11, 0.24 * len(rows) + 1), layout="constrained")
@@ -358,7 +363,8 @@ def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFram
         whole = row["task"] == "all"
         style = {"color": VERDICTS[row["verdict"]], "marker": "D" if whole else "o", "markersize": 6 if whole else 4}
         if np.isfinite([row["low"], row["high"]]).all():
-            axis.plot([row["low"], row["high"]], [i, i], color=style["color"], linewidth=2 if whole else 1)
+            axis.plot([row["low"], row["high"]], [i, i], color=style["color"], linewidth=1)
+            axis.plot([row["tost_low"], row["tost_high"]], [i, i], color=style["color"], linewidth=3)
         axis.plot(row["estimate"], i, **style)
         if row["rule"] != "equal":
             axis.plot(row["threshold"], i, "|", color="tab:blue", markersize=9, markeredgewidth=1.5)
@@ -392,6 +398,31 @@ def fig6_training_curves(curves: pd.DataFrame, sizes: tuple[float, ...]) -> tupl
             axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
     _legend_below(figure, axes[0, 0])
     return figure, means
+
+
+def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.DataFrame]:
+    """Every search of a profile, by phase and size: the validation loss of each trial over its learning rate.
+
+    A star is the best, crosses at the lower edge are trials that were given up. trials: `results.collect`'s. Returns the
+    figure and the trials.
+    """
+    arms, ranks = list(dict.fromkeys(trials["arm"])), sorted(set(trials["rank"]))
+    figure, axes = plt.subplots(len(arms), len(ranks), figsize=(5 * len(ranks), 2.8 * len(arms)), layout="constrained",
+                                squeeze=False, sharex=True)
+    for row, arm in zip(axes, arms):
+        for axis, rank in zip(row, ranks):
+            cell = trials[(trials["arm"] == arm) & (trials["rank"] == rank)]
+            for criterion, search in cell.groupby("criterion", sort=False):
+                colour, label = style_of(criterion)
+                finished, given_up = search[search["loss"].notna()], search[search["loss"].isna()]
+                axis.plot(finished["lr"], finished["loss"], ".", color=colour, label=label)
+                best = finished.loc[finished["loss"].idxmin()]
+                axis.plot(best["lr"], best["loss"], "*", color=colour, markersize=12)
+                axis.plot(given_up["lr"], [0.03] * len(given_up), "x", color=colour, transform=axis.get_xaxis_transform())
+            axis.set(title=f"{arm}, {profile.sizes[int(rank)]:.0%} of the parameters", ylabel="validation loss")
+            axis.set(xlabel="learning rate", xscale="log", xlim=profile.tuning.lr)
+    _legend_below(figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1])))
+    return figure, trials
 
 
 def show_trials(trials: pd.DataFrame) -> Figure:

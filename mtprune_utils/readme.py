@@ -51,6 +51,7 @@ def notebook_table(figures: Path) -> str:
 def result_table(figures: Path) -> str:
     """Figure 3 in numbers: at each re-trained size, both arms of both criteria."""
     table = pd.read_csv(figures / "fig3_retrained_from_scratch.csv")
+    table = table[table["size"] == "parameters"]
     seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
     rows = []
     for (metric, criterion), curves in table.groupby(["metric", "criterion"], sort=False):
@@ -82,9 +83,10 @@ def claims_table(figures: Path) -> str:
         f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
         "position prior (0) and the dense network (1): what is kept (claim 3), or by how much the first named is ahead; "
         f"verdicts are about every task, each with its own interval in "
-        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules were "
-        "written down before the runs, in [08_judge_claims](notebooks/08_judge_claims.ipynb). "
-        "`make study` decides what a smaller profile leaves open."
+        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules are in "
+        "[08_judge_claims](notebooks/08_judge_claims.ipynb), written down before the runs, but for three that came later and "
+        "can only leave a claim undecided. "
+        "`make study` is what can decide more than a smaller profile."
     )
     return f"{_table(('claim', '', 'estimate', '95 % interval', 'seeds', 'verdict'), rows)}\n\n{source}"
 

@@ -123,13 +123,14 @@ def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[
     refuted if, failing that, any Holm-adjusted 95 % interval excludes zero, even of a task that lies within the margin (a
     note says so). kind "above" ("below"): supported if every Holm-adjusted interval lies above (below) the threshold,
     refuted if any lies wholly on the other side. Returns one row per task besides: estimate, low, high (the Holm-adjusted
-    interval), p, seeds, the task's own verdict and the note.
+    interval), tost_low, tost_high (TOST's, of kind "equal"), p, seeds, the task's own verdict and the note.
     """
     null = 0.0 if kind == "equal" else threshold
     levels = holm_levels({task: estimate.p(null) for task, estimate in estimates.items()})
     rows, fine, against = [], [], []
     for task, one in estimates.items():
         low, high = one.interval(levels[task])
+        inner = (math.nan, math.nan)
         if kind == "equal":
             inner = one.interval(2 * ALPHA)
             yes, no = -threshold < inner[0] and inner[1] < threshold, low > 0 or high < 0
@@ -139,8 +140,8 @@ def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[
         differs = "differs, within the margin" if kind == "equal" and yes and no else ""
         fine.append(yes)
         against.append(no)
-        rows.append({"task": task, "estimate": one.mean, "low": low, "high": high, "p": one.p(null), "seeds": one.seeds,
-                     "verdict": verdict, "note": differs})
+        rows.append({"task": task, "estimate": one.mean, "low": low, "high": high, "tost_low": inner[0], "tost_high": inner[1],
+                     "p": one.p(null), "seeds": one.seeds, "verdict": verdict, "note": differs})
     return "supported" if all(fine) else "refuted" if any(against) else "undecided", pd.DataFrame(rows)
 
 

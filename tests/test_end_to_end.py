@@ -62,8 +62,9 @@ def test_figure_2_starts_whole_and_ends_at_the_floor(batch):
 def test_figure_3_has_both_arms_at_the_same_sizes(batch):
     table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig3_retrained_from_scratch.csv")
     scratch, iterative = (table[table["arm"] == arm] for arm in ("from scratch", "iterative"))
-    assert len(scratch) == 3 * 2 and set(scratch["seeds"]) == {2}
-    assert scratch["x"].between(iterative["x"].min(), iterative["x"].max()).all()
+    assert len(scratch) == 4 * 3 * 2 and set(scratch["seeds"]) == {2}
+    for size, points in scratch.groupby("size"):
+        assert points["x"].between(*iterative[iterative["size"] == size]["x"].agg(["min", "max"])).all()
 
 
 def test_figure_4_compares_every_network_with_the_dense_one(batch):
