@@ -162,7 +162,7 @@ def test_figure_4_draws_each_setting_and_returns_what_it_drew(measured):
     table = inference.speedups(networks_of("taylor", "cosprune"), measured, DENSE)
     figure, plotted = fig4_speedup(table)
     titles = [axis.get_title() for axis in figure.axes]
-    cpu = f"CPU ({torch.get_num_threads()} threads)"
+    cpu = f"CPU (threads: {torch.get_num_threads()})"
     assert {f"{cpu}, PyTorch, batch 1", f"{cpu}, ONNX Runtime, batch 16", "CPU, peak memory, batch 16"} <= set(titles)
     line = figure.axes[0].get_lines()[1]
     assert line.get_xdata()[0] == line.get_ydata()[0] == 1, "from the dense network on"
