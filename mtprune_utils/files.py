@@ -67,11 +67,25 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def source_digest(modules: Iterable[Path]) -> str:
-    """A hash of what Python modules say; comments and layout do not count."""
+    """A hash of what Python modules say; comments, layout and the version of Python do not count."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(ast.dump(ast.parse(module.read_text())).encode())
+        digest.update(_syntax(ast.parse(module.read_text())).encode())
     return digest.hexdigest()[:16]
+
+
+def _syntax(node) -> str:
+    """What `ast.dump` says in Python 3.11. Later ones leave out empty lists, know type parameters, and end some f-strings in ''."""
+    if isinstance(node, list):
+        return f"[{', '.join(map(_syntax, node))}]"
+    if isinstance(node, ast.JoinedStr):
+        node = ast.JoinedStr([part for part in node.values if getattr(part, "value", None) != ""])
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if name != "type_params"]
+    literal = isinstance(node, (ast.Constant, ast.MatchSingleton))  # None there is a value, elsewhere an option not taken
+    said = [f"{name}={_syntax(value)}" for name, value in fields if value is not None or literal and name == "value"]
+    return f"{type(node).__name__}({', '.join(said)})"
 
 
 def checksum(path: Path) -> str:
