@@ -38,13 +38,16 @@ class Claim:
         values = self.values.dropna()
         if values.empty:
             empty = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "seeds": 0, "verdict": "undecided"}
-            return self._with_columns(pd.DataFrame([{"task": "all", **empty, "note": "no run of it is finished"}]))
+            note = {"note": "no run of it is finished", "decided_by": self.decided_by}
+            return self._with_columns(pd.DataFrame([{"task": "all", **empty, **note}]))
         verdict, rows = stats.judge({task: stats.estimate(column) for task, column in values.items()}, self.kind, self.threshold)
         null = 0.0 if self.kind == "equal" else self.threshold
         rows = rows.replace([np.inf, -np.inf], np.nan)  # of a single seed: there is no interval
         rows["p_sign_flip"] = [stats.sign_flip_p(column - null) for column in values.to_numpy().T]
         mean = stats.estimate(values.mean(axis=1))
-        (low, high), inner = (mean.interval(level) if len(values) > 1 else (np.nan, np.nan) for level in (stats.ALPHA, 2 * stats.ALPHA))
+        (low, high), inner = (
+            mean.interval(level) if len(values) > 1 else (np.nan, np.nan) for level in (stats.ALPHA, 2 * stats.ALPHA)
+        )
         reasons = [self.open_because, self.unrefuted_because]
         notes = [*self.notes, *reasons, *(f"{row['task']} {row['note']}" for _, row in rows.iterrows() if row["note"])]
         if self.open_because or self.unrefuted_because and verdict == "refuted":
@@ -57,13 +60,12 @@ class Claim:
                  "verdict": verdict, "note": "; ".join(note for note in notes if note)}
         if self.kind == "equal":
             whole |= {"tost_low": inner[0], "tost_high": inner[1]}
-        if verdict == "undecided":
-            whole["decided_by"] = self.decided_by
+        rows["decided_by"], whole["decided_by"] = "", self.decided_by if verdict == "undecided" else ""
         return self._with_columns(pd.concat([pd.DataFrame([whole]), rows], ignore_index=True))
 
     def _with_columns(self, rows: pd.DataFrame) -> pd.DataFrame:
         front = {"claim": self.name, "statement": self.statement, "rule": self.kind, "threshold": self.threshold}
-        return pd.concat([pd.DataFrame([front] * len(rows)), rows.reindex(columns=COLUMNS).fillna({"decided_by": ""})], axis=1)
+        return pd.concat([pd.DataFrame([front] * len(rows)), rows.reindex(columns=COLUMNS)], axis=1)
 
 
 class Evidence:
@@ -177,8 +179,8 @@ class Evidence:
         longer = longer[(longer["arm"] == "scratch_longer") & longer["criterion"].isin(self.profile.criteria)]
         shares = []
         for _, run in longer.iterrows():
-            rows = pruned[(pruned["arm"] == "iterative") & (pruned["criterion"] == run["criterion"]) & (pruned["seed"] == run["seed"])]
-            rows = rows[rows["rank"].isna() | (rows["rank"] == run["rank"])]
+            same = (pruned["criterion"] == run["criterion"]) & (pruned["seed"] == run["seed"])
+            rows = pruned[same & (pruned["arm"] == "iterative") & (pruned["rank"].isna() | (pruned["rank"] == run["rank"]))]
             if not rows["landing"].eq(run["rank"]).any():
                 continue  # the pruning run is not in the tables
             rows = rows.loc[: rows["landing"].eq(run["rank"]).idxmax()]

@@ -2,7 +2,7 @@
 
 smoke   every notebook in under a minute on two cores: CI and a first look
 quick   the default main job: every figure on the embedded data, and one seed of each control
-study   a small network, eight seeds, every arm, tuned: what decides the paper's claims; hours on two cores, resumable
+study   a small network, eight seeds, every arm, tuned: for the paper's claims; hours on two cores, resumable
 fashion for multifashion, two classification tasks on small images
 paper   the paper's protocol, for a GPU
 
