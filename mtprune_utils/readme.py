@@ -85,9 +85,10 @@ def claims_table(figures: Path) -> str:
         f"verdicts are about every task, each with its own interval in "
         f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules are in "
         "[08_judge_claims](notebooks/08_judge_claims.ipynb), written down before the runs, but for three that came later and "
-        "can only leave a claim undecided. "
-        "`make study` is what can decide more than a smaller profile."
+        "can only leave a claim undecided."
     )
+    if profile != CLAIM_PROFILES[0]:
+        source += " `make study` is what can decide more."
     return f"{_table(('claim', '', 'estimate', '95 % interval', 'seeds', 'verdict'), rows)}\n\n{source}"
 
 

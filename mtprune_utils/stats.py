@@ -174,13 +174,18 @@ def sign_flip_p(values: np.ndarray) -> float:
 
 
 def collapse_sizes(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
-    """The parameter count at which each seed's run first keeps less than half of a task, on its way down.
+    """The parameter count from which on each seed's run keeps less than half of a task, all the way down.
 
-    table: one row per size with columns seed, parameters and one per task, the share that is kept. Returns one row per
-    seed, one column per task; NaN where a seed never falls so low (censored).
+    A dip that it recovers from, as after a first removal at a high learning rate, is no collapse. table: one row per size
+    with columns seed, parameters and one per task, the share that is kept. Returns one row per seed, one column per task;
+    NaN where a seed still keeps half at its end (censored).
     """
-    first = {task: table[table[task] < 0.5].groupby("seed")["parameters"].max() for task in tasks}
-    return pd.DataFrame(first, index=pd.Index(sorted(table["seed"].unique()), name="seed"))
+    sizes = {}
+    for task in tasks:
+        last_kept = table[table[task] >= 0.5].groupby("seed")["parameters"].min()
+        below = table[table["parameters"] < table["seed"].map(last_kept).fillna(np.inf)]
+        sizes[task] = below.groupby("seed")["parameters"].max()
+    return pd.DataFrame(sizes, index=pd.Index(sorted(table["seed"].unique()), name="seed"))
 
 
 def collapse_order(sizes: pd.Series, others: pd.Series) -> dict[str, float]:

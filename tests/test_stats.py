@@ -41,14 +41,17 @@ def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
     assert np.isnan(stats.value_at(rows, 50, "y")) and np.isnan(stats.value_at(rows, 20_000, "y"))
 
 
-def test_collapse_is_the_first_size_under_half_and_censored_without_one():
+def test_collapse_is_where_less_than_half_stays_less_than_half_and_censored_if_it_does_not():
     table = pd.DataFrame({
         "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10], "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
         "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
     })
     sizes = stats.collapse_sizes(table, ["a", "b"])
     assert sizes["a"].tolist()[0] == 50 and np.isnan(sizes.loc[1, "a"])
-    assert sizes["b"].tolist() == [100, 10]
+    assert np.isnan(sizes.loc[0, "b"]), "a dip it came back from"
+    assert sizes.loc[1, "b"] == 10
+    nothing = stats.collapse_sizes(table.assign(a=0.1), ["a"])
+    assert nothing["a"].tolist() == [100, 100]
 
 
 def test_collapses_are_ordered_by_seed_and_censored_ones_come_last():
