@@ -23,9 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from mtprune_utils.execution import (
-    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, refresh_notebooks,
-)
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, refresh_notebooks
 from mtprune_utils.files import PROJECT, locked, try_lock, write_atomically, write_json
 
 STAGES = (*STAGE_NOTEBOOKS, "figure")

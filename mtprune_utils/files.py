@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # the repository, where relative paths start
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 

@@ -208,33 +208,51 @@ def _draw_published(axis, metric: str, scratch: bool) -> None:
             axis.plot(point["parameters"], point[metric], label=point["label"], **mark)
 
 
-def fig1_iterative_pruning(
-    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool = False
+def _panels_by_size(
+    draw: Callable, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool, scratch: bool
 ) -> tuple[Figure, pd.DataFrame]:
-    """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
+    """One row of panels for each kind of size, one column for each task, with the levels between which networks lie.
 
     The paper's x-axis (all parameters) above; below, sizes that the heads' parameters do not hide: filters, parameters of
-    the backbone, multiply-accumulates. published: add the paper's points. Returns the figure and the plotted data.
+    the backbone, multiply-accumulates. draw(axis, size, metric) draws curves into one panel and yields each with the columns
+    that name it. published: add the paper's points, those of re-trained networks too if `scratch`. Returns the figure and
+    the plotted data.
     """
-    recovered = pruned[pruned["phase"] != "removed"]
     levels = _levels(dense, trivial)
     shape = {"figsize": (4 * len(tasks), 3.2 * len(SIZES)), "squeeze": False}
     figure, axes = plt.subplots(len(SIZES), len(tasks), layout="constrained", **shape)
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
         for axis, (metric, name) in zip(row, panels(tasks).items()):
-            for criterion, table in recovered.groupby("criterion", sort=False):
-                curve = stats.curve_over_seeds(table, size, metric)
-                colour, label = style_of(criterion)
-                _curve(axis, curve, color=colour, label=label)
-                data.append(curve.assign(size=size, metric=metric, criterion=criterion, **levels(metric)))
+            data += [curve.assign(size=size, metric=metric, **levels(metric)) for curve in draw(axis, size, metric)]
             _draw_levels(axis, **levels(metric))
             if published and size == "parameters":
-                _draw_published(axis, metric, scratch=False)
+                _draw_published(axis, metric, scratch)
             axis.set(title=name)
             _size_axis(axis, size_label)
     _legend_below(figure, axes[0, 0])
-    return figure, _tidy(data)
+    table = pd.concat(data, ignore_index=True)
+    names = [name for name in ("size", "arm", "metric", "criterion") if name in table]
+    return figure, table[[*names, "x", "mean", "sd", "seeds", "dense_network", "position_prior"]]
+
+
+def fig1_iterative_pruning(
+    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool = False
+) -> tuple[Figure, pd.DataFrame]:
+    """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
+
+    published: add the paper's points. Returns the figure and the plotted data.
+    """
+    recovered = pruned[pruned["phase"] != "removed"]
+
+    def draw(axis, size, metric):
+        for criterion, table in recovered.groupby("criterion", sort=False):
+            curve = stats.curve_over_seeds(table, size, metric)
+            colour, label = style_of(criterion)
+            _curve(axis, curve, color=colour, label=label)
+            yield curve.assign(criterion=criterion)
+
+    return _panels_by_size(draw, dense, trivial, tasks, published, scratch=False)
 
 
 def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -280,29 +298,20 @@ def fig3_retrained_from_scratch(
     plotted data.
     """
     recovered = pruned[pruned["phase"] != "removed"]
-    levels = _levels(dense, trivial)
-    shape = {"figsize": (4 * len(tasks), 3.2 * len(SIZES)), "squeeze": False}
-    figure, axes = plt.subplots(len(SIZES), len(tasks), layout="constrained", **shape)
-    data = []
-    for row, (size, size_label) in zip(axes, SIZES.items()):
-        for axis, (metric, name) in zip(row, panels(tasks).items()):
-            for criterion, table in recovered.groupby("criterion", sort=False):
-                colour, label = style_of(criterion)
-                iterative = stats.curve_over_seeds(table, size, metric)
-                _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
-                scratch = retrained[retrained["criterion"] == criterion]
-                points = stats.points_over_seeds(scratch, size, metric, by="rank")
-                style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
-                axis.errorbar(points["x"], points["mean"], points["sd"], **style)
-                for arm, curve in (("iterative", iterative), ("from scratch", points)):
-                    data.append(curve.assign(size=size, arm=arm, metric=metric, criterion=criterion, **levels(metric)))
-            _draw_levels(axis, **levels(metric))
-            if published and size == "parameters":
-                _draw_published(axis, metric, scratch=True)
-            axis.set(title=name)
-            _size_axis(axis, size_label)
-    _legend_below(figure, axes[0, 0])
-    return figure, _tidy(data)
+
+    def draw(axis, size, metric):
+        for criterion, table in recovered.groupby("criterion", sort=False):
+            colour, label = style_of(criterion)
+            iterative = stats.curve_over_seeds(table, size, metric)
+            _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
+            scratch = retrained[retrained["criterion"] == criterion]
+            points = stats.points_over_seeds(scratch, size, metric, by="rank")
+            style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
+            axis.errorbar(points["x"], points["mean"], points["sd"], **style)
+            for arm, curve in (("iterative", iterative), ("from scratch", points)):
+                yield curve.assign(arm=arm, criterion=criterion)
+
+    return _panels_by_size(draw, dense, trivial, tasks, published, scratch=True)
 
 
 def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -439,10 +448,3 @@ def show_trials(trials: pd.DataFrame) -> Figure:
     axes[1].set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight decay")
     figure.colorbar(marks, label="validation loss")
     return figure
-
-
-def _tidy(parts: list[pd.DataFrame]) -> pd.DataFrame:
-    """One table, the columns that name a curve in front of the numbers."""
-    table = pd.concat(parts, ignore_index=True)
-    numbers = ["x", "mean", "sd", "seeds", "dense_network", "position_prior"]
-    return table[[*(column for column in table if column not in numbers), *numbers]]

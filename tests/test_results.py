@@ -55,8 +55,6 @@ def test_the_training_path_imports_no_more_than_four_packages():
     assert found.stdout.strip() == "[]", found.stdout + found.stderr
 
 
-
-
 @pytest.mark.parametrize("name", [name for name in FIGURE_NOTEBOOKS if name != "fig7_tuning"])  # quick does not tune
 def test_figures_come_from_the_profile_as_it_is_now(name):
     assert all((FIGURES / f"{name}.{kind}").exists() for kind in ("png", "pdf", "csv", "json"))

@@ -1,12 +1,13 @@
 """Profiles, run folders and their names, whole files, and what a finished run records."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from mtprune_utils import runs, stages
+from mtprune_utils import files, runs, stages
 from mtprune_utils.data.rooms import FOLDER
 from mtprune_utils.files import csv_text, read_table, source_digest, write_atomically
 from mtprune_utils.profiles import PROFILES, get_profile
@@ -88,6 +89,15 @@ def test_the_grid_lists_every_run_once_and_upstream_first():
     assert len({run.folder for run in grid}) == len(grid)
     for i, run in enumerate(grid):
         assert all(upstream in grid[:i] for upstream in run.inputs)
+
+
+def test_the_repository_is_known_by_its_real_path_behind_a_link_too(tmp_path):
+    """Or paths inside it would not be told from others, and those of this machine would get into notebooks."""
+    (tmp_path / "link").symlink_to(files.PROJECT)
+    spec = importlib.util.spec_from_file_location("linked", tmp_path / "link" / "mtprune_utils" / "files.py")
+    linked = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(linked)
+    assert linked.PROJECT == files.PROJECT.resolve()
 
 
 def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
