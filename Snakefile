@@ -35,9 +35,9 @@ SHOWN = {
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
-# A seed is finished before the next begins, so that a study of many sittings has whole seeds; within a seed, what others
-# wait for goes first, so that no core idles.
-PRIORITIES = {"dense": 4, "tune": 3, "prune": 2, "retrain": 1}
+# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but what others wait for
+# goes first, dense networks a seed ahead, so that no core idles.
+PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1}
 FIGURES = {  # figure: which runs it shows, of which stages
     "fig1_iterative_pruning": ("paper", ("dense", "prune")),
     "fig2_layer_widths": ("paper", ("dense", "prune")),

@@ -29,6 +29,11 @@ from mtprune_utils.files import PROJECT, locked, try_lock, write_atomically, wri
 STAGES = (*STAGE_NOTEBOOKS, "figure")
 RETRIES = 1  # of a failed job
 RESUME = "Run the same command again to resume: what is finished stays finished."
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",  # results differ in the last digits between one thread and two
+    # Keep the memory of large tensors for the next ones: to get it from the system anew takes 5 % of a step (glibc).
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
+}
 EVENT = "mtprune: "  # begins the lines in which jobs tell the launcher what happens, among Snakemake's own
 
 
@@ -65,12 +70,12 @@ def one_gpu():
 
 
 def run_notebook(notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None) -> int:
-    """Execute one notebook, on one thread (results differ in the last digits between one thread and two).
+    """Execute one notebook with the ENVIRONMENT.
 
     job: its name in the batch; such a run ends with the batch, takes a GPU of its own and reports to the launcher.
     """
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(variable, "1")
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()

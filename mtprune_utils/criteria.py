@@ -17,18 +17,25 @@ from mtprune_utils.gradients import TaskGradients
 from mtprune_utils.models import PrunableLayer
 
 
+NEEDS = ("weights", "gradient", "task_gradients")
+
+
 @dataclass(frozen=True)
 class Criterion:
     name: str
     needs: str
     score: Callable[..., Tensor]  # (layer, task gradients or None, generator) -> (filters,)
 
+    def __post_init__(self):
+        if self.needs not in NEEDS:
+            raise ValueError(f"the criterion {self.name!r} needs {self.needs!r}: choose one of {', '.join(NEEDS)}")
+
 
 CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(name: str, needs: str):
-    """Enter the decorated function into CRITERIA."""
+    """Enter the decorated function into CRITERIA. Raises ValueError if it needs what nothing provides."""
 
     def register(score):
         CRITERIA[name] = Criterion(name, needs, score)

@@ -18,9 +18,10 @@ from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 
+from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.data import data_digest, data_tasks
 from mtprune_utils.files import PACKAGE, PROJECT, checksum, csv_text, read_json, source_digest, write_atomically, write_json
-from mtprune_utils.profiles import Profile, check_criterion, flat, get_profile, known
+from mtprune_utils.profiles import Profile, flat, get_profile, known
 from mtprune_utils.pruning import check_sizes
 from mtprune_utils.tasks import Task
 
@@ -52,7 +53,6 @@ TABLES = {  # stage: the tables that its run folder holds, which are collected b
     "prune": ("evaluations.csv", "layers.csv"),
     "retrain": ("evaluations.csv", "curve.csv"),
 }
-GEOMETRIES = ("labels", "depth", "inverse depth", "normals", "image")  # see tasks.py
 UNIFORM = "uniform"  # stands in a criterion's place for equal shares of every layer, which nobody has to find
 
 
@@ -79,8 +79,6 @@ class Experiment:
         Raises ValueError or FileNotFoundError.
         """
         self.data_digest  # looks for the files
-        for task in self.tasks.values():
-            known(task.geometry, GEOMETRIES, f"geometry of the task {task.name!r},")
         dense = self.profile.architecture({name: task.channels for name, task in self.tasks.items()})
         check_sizes(dense, self.profile.sizes, self.profile.prune.floor)
 
@@ -126,7 +124,7 @@ class Experiment:
 
         Without tuning one run serves all sizes. arm: the profile's own schedule ("iterative"), or one of `schedules`.
         """
-        check_criterion(criterion)
+        known(criterion, CRITERIA, "criterion")
         known(arm, ("iterative", *self.schedules), "arm")
         last = len(self.profile.sizes) - 1
         tuned_for = self._rank(last if rank is None else rank) if self.profile.tuning.trials else None
@@ -140,9 +138,7 @@ class Experiment:
         return Run(self, "retrain", seed, self._criterion(criterion), self._rank(rank), arm)
 
     def _criterion(self, name: str) -> str:
-        if name != UNIFORM:
-            check_criterion(name)
-        return name
+        return name if name == UNIFORM else known(name, CRITERIA, "criterion")
 
     def _rank(self, rank: int) -> int:
         if not 0 <= rank < len(self.profile.sizes):

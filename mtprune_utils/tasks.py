@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+GEOMETRIES = ("labels", "depth", "inverse depth", "normals", "image")
 IGNORE = 255
 MIN_DEPTH = 3e-5  # metres; what NYUv2's loaders treat as "no reading"
 
@@ -42,6 +43,10 @@ class Task:
     endpoint: str  # the metric that stands for the task where one number is wanted
     shown: str  # the metric that figures show, as the paper's do
     higher_is_better: frozenset[str]  # metrics not named here are errors: lower is better
+
+    def __post_init__(self):
+        if self.geometry not in GEOMETRIES:
+            raise ValueError(f"unknown geometry {self.geometry!r} of the task {self.name!r}: choose one of {', '.join(GEOMETRIES)}")
 
     def target_at(self, target: Tensor, size: tuple[int, int], centred: bool = False) -> Tensor:
         """The target at (h, w) = size: see `resize_target`."""
@@ -156,11 +161,12 @@ class NormalMeter(Meter):
     def compute(self) -> dict[str, Tensor]:
         angles = torch.cat(self.angles)
         angles = angles[angles != -1]
-        shares = {f"within_{limit}": (angles < limit).double().mean() for limit in (11.25, 22.5, 30)}
+        shares = {f"within_{limit}": (angles < limit).sum().double() / len(angles) for limit in (11.25, 22.5, 30)}
         mean = median = angles.mean(dtype=torch.double)  # NaN without a normal
         if len(angles):
             # kthvalue selects without sorting; torch.quantile refuses more than 16 million values.
-            median = sum(angles.kthvalue(k).values.double() for k in ((len(angles) + 1) // 2, len(angles) // 2 + 1)) / 2
+            middle = {(len(angles) + 1) // 2, len(angles) // 2 + 1}  # one, or two
+            median = torch.stack([angles.kthvalue(k).values for k in middle]).mean(dtype=torch.double)
         return {"mean_angle": mean, "median_angle": median, **shares}
 
 

@@ -22,6 +22,7 @@ from mtprune_utils.tasks import Task, numbers, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 STATISTICS_IMAGES = 64
+EVALUATION_BATCH = 32  # or a training batch, if that is larger: it takes less memory, as nothing is kept for a backward pass
 SCHEDULES = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
@@ -134,8 +135,8 @@ def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
 def evaluation_batches(split: Split, tasks: dict[str, Task], profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour)."""
     size = (profile.crop, profile.crop)
-    for batch in split.batches(profile.batch_size):
-        images = F.interpolate(image_to_float(batch.image), size=size, mode="bilinear", antialias=True)
+    for batch in split.batches(max(profile.batch_size, EVALUATION_BATCH)):
+        images = image_to_float(F.interpolate(batch.image.float(), size=size, mode="bilinear", antialias=True))
         targets = {name: task.target_at(batch.targets[name], size, centred=True) for name, task in tasks.items()}
         targets = {name: target.float() if target.is_floating_point() else target for name, target in targets.items()}
         yield images, targets

@@ -200,6 +200,7 @@ def test_an_evaluation_runs_the_backbone_once_per_batch_and_transfers_once(model
     model.backbone.register_forward_hook(lambda *_: forwards.append(1))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (transfers.append(1), tolist(self))[1])
     monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("waits for the device"))
+    monkeypatch.setattr("mtprune_utils.training.EVALUATION_BATCH", 1)
     evaluate(model, dataset.test, TASKS, replace(PROFILE, batch_size=2))
     assert len(forwards) == len(dataset.test) / 2 and len(transfers) == 1
 

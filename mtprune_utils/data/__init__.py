@@ -154,7 +154,7 @@ def _first(split: Split, count: int | None, kind: str) -> Split:
 
 
 def image_to_float(image: Tensor) -> Tensor:
-    """uint8 RGB (B, 3, H, W) to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
+    """RGB (B, 3, H, W) from 0 to 255 to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
     mean, sd = _imagenet_statistics(image.device)
     return (image.float() / 255 - mean) / sd
 

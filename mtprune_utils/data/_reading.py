@@ -4,10 +4,11 @@ A run starts from the cache, so no sample is decoded twice, and a machine that o
 sample is looked at before any training starts; what is wrong with it is one line that names its file.
 """
 
+import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, to
     return Split(tensors.pop("image"), tensors)
 
 
-def stacked(samples: Iterator[Sample], files: Sequence[str], what: str) -> dict[str, torch.Tensor]:
+def stacked(samples: Generator[Sample, None, None], files: Sequence[str], what: str) -> dict[str, torch.Tensor]:
     """Samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one.
 
     files: where each sample's image lies, for messages. Raises ValueError if there is none, or one of another size.
@@ -82,19 +83,20 @@ def stacked(samples: Iterator[Sample], files: Sequence[str], what: str) -> dict[
     if not files:
         raise ValueError(f"{what}: the split is empty, expected at least one sample")
     tensors: dict[str, torch.Tensor] = {}
-    for i, sample in enumerate(samples):
-        for name, array in sample.items():
-            planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
-            if name not in tensors:
-                tensors[name] = torch.empty((len(files), *planes.shape), dtype=planes.dtype)
-            if planes.shape != tensors[name].shape[1:]:
-                size, first = (" x ".join(map(str, shape[-2:])) for shape in (planes.shape, tensors[name].shape))
-                raise ValueError(f"{files[i]} is {size}: expected {first}, as {files[0]}")
-            tensors[name][i] = planes
+    with contextlib.closing(samples):  # its threads end here, whatever is wrong with a sample
+        for i, sample in enumerate(samples):
+            for name, array in sample.items():
+                planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
+                if name not in tensors:
+                    tensors[name] = torch.empty((len(files), *planes.shape), dtype=planes.dtype)
+                if planes.shape != tensors[name].shape[1:]:
+                    size, first = (" x ".join(map(str, shape[-2:])) for shape in (planes.shape, tensors[name].shape))
+                    raise ValueError(f"{files[i]} is {size}: expected {first}, as {files[0]}")
+                tensors[name][i] = planes
     return tensors
 
 
-def in_order(read: Callable[[int], Sample], count: int) -> Iterator[Sample]:
+def in_order(read: Callable[[int], Sample], count: int) -> Generator[Sample, None, None]:
     """read(0), read(1), ... on a few threads (decoders and file reads let go of the interpreter), a few ahead."""
     with ThreadPoolExecutor(4) as pool:
         for start in range(0, count, 64):
