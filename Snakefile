@@ -76,7 +76,8 @@ def arguments(job, parameters):
 def priority(stage):
     def of(wildcards):
         seed = RUNS[f"{stage}/{wildcards.name}"].seed
-        return PRIORITIES[stage] - 10 * (-1 if seed == PROFILE.tuning.seed else seed)
+        first = -1 if seed == PROFILE.tuning.seed else seed
+        return PRIORITIES[stage] + 10 * (PROFILE.seeds - first)  # all above a figure's 0: those fill the gaps at the end
 
     return of
 

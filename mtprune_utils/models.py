@@ -15,7 +15,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_POOL_AFTER = (1, 3, 6, 9, 12)  # index of the convolution, from 0
@@ -207,15 +206,24 @@ def activation_bytes(architecture: Architecture, size: tuple[int, int]) -> int:
 
 
 def complexity(architecture: Architecture, size: tuple[int, int]) -> dict[str, int]:
-    """Filters, parameters (all and backbone) and multiply-accumulates of one forward pass of one (H, W) image."""
-    with torch.device("meta"), FlopCounterMode(display=False) as flops:
+    """Filters, parameters (all and backbone) and multiply-accumulates of its convolutions on one (H, W) image."""
+    macs = 0
+
+    def count(conv: nn.Conv2d, inputs: tuple[Tensor], output: Tensor) -> None:
+        nonlocal macs
+        macs += output.numel() * conv.weight[0].numel()
+
+    with torch.device("meta"), torch.no_grad():
         model = MultiTaskNet(architecture).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(count)
         model(torch.empty(1, 3, *size))
     return {
         "filters": architecture.filters,
-        "parameters": count_parameters(architecture),
+        "parameters": sum(p.numel() for p in model.parameters()),
         "backbone_parameters": sum(p.numel() for p in model.backbone.parameters()),
-        "macs": flops.get_total_flops() // 2,
+        "macs": macs,
     }
 
 

@@ -96,7 +96,7 @@ class Tuning:
     """Optuna's search over learning rate and weight decay, one study per criterion, size and phase. 0 trials: none."""
 
     trials: int = 0
-    lr: tuple[float, float] = (5e-4, 5e-2)
+    lr: tuple[float, float] = (1e-4, 1e-2)
     weight_decay: tuple[float, float] = (1e-6, 1e-1)
     seed: int = 1000  # of the runs it tries things on: no seed of the evaluation
 

@@ -93,7 +93,7 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
     dataset = load_data(run)
     run.write_json("provenance.json", origin | {"data_digest": dataset.digest, "settings": asdict(settings_of(run))})
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
-    stage(run, dataset.to(device_of(run.profile)), report, checkpoints)
+    stage(run, dataset.resized_for_evaluation(run.profile.crop).to(device_of(run.profile)), report, checkpoints)
     run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
     run.finish(origin["code"])
     checkpoints.clear()

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mtprune_utils.checkpoints import Checkpoints, random_state, set_random_state
@@ -133,13 +132,10 @@ def describe(model: MultiTaskNet, profile: Profile) -> dict[str, int | str]:
 
 
 def evaluation_batches(split: Split, tasks: dict[str, Task], profile: Profile) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Whole images, resized to crop x crop as float, and their targets alike (nearest neighbour)."""
-    size = (profile.crop, profile.crop)
-    for batch in split.batches(max(profile.batch_size, EVALUATION_BATCH)):
-        images = image_to_float(F.interpolate(batch.image.float(), size=size, mode="bilinear", antialias=True))
-        targets = {name: task.target_at(batch.targets[name], size, centred=True) for name, task in tasks.items()}
-        targets = {name: target.float() if target.is_floating_point() else target for name, target in targets.items()}
-        yield images, targets
+    """Whole images, at crop x crop, as float, and their targets."""
+    for batch in split.resized((profile.crop, profile.crop), tasks).batches(max(profile.batch_size, EVALUATION_BATCH)):
+        targets = {name: target.float() if target.is_floating_point() else target for name, target in batch.targets.items()}
+        yield image_to_float(batch.image), targets
 
 
 @torch.no_grad()
@@ -181,7 +177,8 @@ def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile
             module.reset_running_stats()
             module.momentum = None  # a plain mean over batches
     with torch.no_grad():
-        for images, _ in evaluation_batches(dataset.train[:STATISTICS_IMAGES], {}, profile):
+        first = Split(dataset.train.image[:STATISTICS_IMAGES], {}, dataset.train.device)
+        for images, _ in evaluation_batches(first, {}, profile):
             forward(fresh.backbone, images, profile)
     return evaluate(fresh, split, dataset.tasks, profile)
 

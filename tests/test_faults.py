@@ -219,7 +219,7 @@ def test_a_search_without_a_single_good_trial_says_what_to_lower(tmp_path, monke
 
     monkeypatch.setattr(stages, "_try", diverges)
     run = experiment(tmp_path, **{"tuning.trials": 2}).tune("retrain", "uniform", 0)
-    with pytest.raises(training.Diverged, match=r"every trial diverged, lower tuning.lr, now \(0.0005, 0.05\)"):
+    with pytest.raises(training.Diverged, match=r"every trial diverged, lower tuning.lr, now \(0.0001, 0.01\)"):
         stages.execute(run, quiet)
 
 

@@ -47,6 +47,14 @@ class Split:
         pinned = {task: target.pin_memory() for task, target in self.targets.items()}
         return Split(self.image.pin_memory(), pinned, self.device)
 
+    def resized(self, size: tuple[int, int], tasks: dict[str, Task]) -> "Split":
+        """Whole images (bilinear, still uint8) and their targets (nearest neighbour) at (h, w) = size, as evaluation sees them."""
+        if self.image.shape[-2:] == size:
+            return self
+        images = [F.interpolate(part.float(), size, mode="bilinear", antialias=True) for part in self.image.split(64)]
+        targets = {name: tasks[name].target_at(target, size, centred=True) for name, target in self.targets.items()}
+        return Split(torch.cat([part.round().to(torch.uint8) for part in images]), targets, self.device)
+
     @property
     def bytes(self) -> int:
         return sum(tensor.numel() * tensor.element_size() for tensor in (self.image, *self.targets.values()))
@@ -93,6 +101,11 @@ class Dataset:
     def streamed(self, device: torch.device | str) -> "Dataset":
         """Left where it is, its batches brought to the device by a DataLoader."""
         return self._map(lambda split: replace(split, device=torch.device(device)))
+
+    def resized_for_evaluation(self, side: int) -> "Dataset":
+        """With validation and test images of side x side: once, not in every evaluation."""
+        validation, test = (split.resized((side, side), self.tasks) for split in (self.validation, self.test))
+        return replace(self, validation=validation, test=test)
 
     def only(self, task: str) -> "Dataset":
         """The same images with one task: what a single-task network is trained on."""
@@ -154,7 +167,7 @@ def _first(split: Split, count: int | None, kind: str) -> Split:
 
 
 def image_to_float(image: Tensor) -> Tensor:
-    """RGB (B, 3, H, W) from 0 to 255 to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
+    """uint8 RGB (B, 3, H, W) to float, normalised as ImageNet's networks expect it; 0 is the mean colour."""
     mean, sd = _imagenet_statistics(image.device)
     return (image.float() / 255 - mean) / sd
 
