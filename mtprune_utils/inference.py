@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity
 
 TOLERANCE = 1e-4
-ROUNDS = 3
+ROUNDS = 5
 SETTING = ["device", "runtime", "batch"]
 
 
