@@ -65,12 +65,13 @@ def networks_along(pruned: pd.DataFrame, dense: Architecture, count: int, multip
 # --- latency and memory ---
 
 def latency(call: Callable[[], object], seconds: float) -> float:
-    """Median seconds of a call, over as many as fit into `seconds`, at least two, after a warm-up; a GPU is waited for."""
+    """Median seconds of a call, over as many as fit into `seconds`, at least three, after a warm-up; a GPU is waited for."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    call()  # memory is allocated, and kernels are chosen
+    for _ in range(2):  # memory is allocated, and kernels are chosen
+        call()
     wait()
     times, end = [], time.perf_counter() + seconds
-    while len(times) < 2 or time.perf_counter() < end:
+    while len(times) < 3 or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         wait()
