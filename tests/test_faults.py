@@ -28,7 +28,7 @@ from mtprune_utils.data import _reading, load_dataset
 from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import PROJECT
 from mtprune_utils.models import load_model, model_bytes
-from mtprune_utils.profiles import PROFILES, get_profile
+from mtprune_utils.profiles import get_profile
 from mtprune_utils.runs import Experiment
 from mtprune_utils.tasks import normals
 from test_batch import wait_for
