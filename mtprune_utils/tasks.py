@@ -207,9 +207,16 @@ def classification(name: str, classes: int, region: tuple[float, float, float, f
 def segmentation(classes: int) -> Task:
     return Task(
         "segmentation", classes, "labels", cross_entropy, lambda: SegmentationMeter(classes),
-        prior=lambda target: torch.stack([(target == c).sum(0) for c in range(classes)]).float().unsqueeze(0),
+        prior=lambda target: _class_counts(target, classes).float().unsqueeze(0),
         endpoint="miou", shown="pixel_accuracy", higher_is_better=frozenset({"pixel_accuracy", "miou"}),
     )
+
+
+def _class_counts(target: Tensor, classes: int) -> Tensor:
+    """How often each class occurs at each pixel position: (N, H, W) to (classes, H, W)."""
+    true = target.long().clamp(max=classes)  # one more for the ignored pixels
+    counts = true.new_zeros(classes + 1, *target.shape[1:])
+    return counts.scatter_add_(0, true, true.new_ones(()).expand_as(true))[:classes]
 
 
 def _median_depth(target: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from mtprune_utils.pruning import Pruner, check_sizes, removal_plan, select_filt
 from mtprune_utils.tasks import Task, numbers, task_losses
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-STATISTICS_IMAGES = 64
 EVALUATION_BATCH = 32  # or a training batch, if that is larger: it takes less memory, as nothing is kept for a backward pass
 SCHEDULES = {
     "constant": lambda progress: 1.0,
@@ -177,8 +176,7 @@ def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile
             module.reset_running_stats()
             module.momentum = None  # a plain mean over batches
     with torch.no_grad():
-        first = Split(dataset.train.image[:STATISTICS_IMAGES], {}, dataset.train.device)
-        for images, _ in evaluation_batches(first, {}, profile):
+        for images, _ in evaluation_batches(dataset.calibration, {}, profile):
             forward(fresh.backbone, images, profile)
     return evaluate(fresh, split, dataset.tasks, profile)
 

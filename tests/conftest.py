@@ -1,5 +1,7 @@
 """What several tests share: a small network on synthetic images that need no file."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -26,7 +28,8 @@ def random_split(images: int, size: int = 32, seed: int = 0) -> Split:
 
 @pytest.fixture
 def dataset() -> Dataset:
-    splits = random_split(24), random_split(8, seed=1), random_split(8, seed=2)
+    train = random_split(24)
+    splits = train, random_split(8, seed=1), random_split(8, seed=2), replace(train, targets={})
     return Dataset("random", TASKS, ("a", "b", "c", "d", "e"), *splits, "0")
 
 

@@ -127,6 +127,7 @@ def test_batches_cover_an_epoch_without_repetition_and_are_seeded():
 def test_validation_is_held_out_of_train():
     rooms = load_dataset("rooms", train_images=64, test_images=16)
     assert (len(rooms.train), len(rooms.validation), len(rooms.test)) == (56, 8, 16)
+    assert torch.equal(rooms.calibration.image, rooms.train.image) and not rooms.calibration.targets, "of training images alone"
     seen = torch.cat([rooms.train.image, rooms.validation.image, rooms.test.image]).flatten(1)
     assert len(seen.unique(dim=0)) == 80
 

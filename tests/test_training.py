@@ -236,6 +236,20 @@ def test_evaluation_has_no_side_effects_and_ignores_the_batch_size(architecture,
     assert small["segmentation.pixel_accuracy"] == large["segmentation.pixel_accuracy"]
 
 
+def test_images_resized_once_are_evaluated_like_those_resized_each_time(architecture, dataset):
+    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    small = replace(PROFILE, crop=16)
+    prepared = dataset.resized_for_evaluation(16)
+    assert prepared.train is dataset.train and prepared.calibration.image.shape[-2:] == (16, 16)
+    once, each_time = (evaluate_afresh(model, data, data.test, small) for data in (prepared, dataset))
+    assert once == each_time
+
+
+def test_the_prior_of_a_segmentation_leaves_out_ignored_pixels():
+    target = torch.tensor([[[2, 255]], [[255, 0]], [[2, 0]], [[1, 255]]], dtype=torch.uint8)  # four images of two pixels
+    assert TASKS["segmentation"].prior(target)[0, :, 0].T.tolist() == [[0, 1, 2, 0, 0], [2, 0, 0, 0, 0]]
+
+
 def test_the_position_prior_predicts_what_each_position_usually_is(dataset):
     constant = dataset.train.targets["depth"][:1].expand(len(dataset.train), -1, -1, -1)
     targets = {**dataset.train.targets, "depth": constant}

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtprune_utils.tasks import IGNORE, Task, nearest
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
+CALIBRATION_IMAGES = 64
 DATASETS = tuple(sorted(file.stem for file in Path(__file__).parent.glob("[a-z]*.py")))
 
 
@@ -77,9 +78,15 @@ class Split:
                 yield batch.to(self.device, non_blocking=True)
 
 
+SPLITS = ("train", "validation", "test", "calibration")  # of a Dataset
+
+
 @dataclass(frozen=True)
 class Dataset:
-    """Train, validation (held out of train) and test images, the tasks on them, and a hash of the content."""
+    """Train, validation (held out of train) and test images, the tasks on them, and a hash of the content.
+
+    calibration: the first training images once more, without targets: what an evaluation takes batch statistics from.
+    """
 
     name: str
     tasks: dict[str, Task]
@@ -87,13 +94,14 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
+    calibration: Split
     digest: str
     mirror: bool = True  # whether a mirrored image is one of its kind
 
     def to(self, device: torch.device | str) -> "Dataset":
         """On the device if it takes no more than half of its free memory, else in main memory and batch by batch."""
         device = torch.device(device)
-        size = sum(getattr(self, name).bytes for name in ("train", "validation", "test"))
+        size = sum(getattr(self, name).bytes for name in SPLITS)
         if device.type == "cuda" and size > torch.cuda.mem_get_info(device)[0] / 2:
             return self.streamed(device)
         return self._map(lambda split: split.to(device))
@@ -103,17 +111,16 @@ class Dataset:
         return self._map(lambda split: replace(split, device=torch.device(device)))
 
     def resized_for_evaluation(self, side: int) -> "Dataset":
-        """With validation and test images of side x side: once, not in every evaluation."""
-        validation, test = (split.resized((side, side), self.tasks) for split in (self.validation, self.test))
-        return replace(self, validation=validation, test=test)
+        """With all but the training images at side x side: once, not in every evaluation."""
+        return replace(self, **{name: getattr(self, name).resized((side, side), self.tasks) for name in SPLITS[1:]})
 
     def only(self, task: str) -> "Dataset":
         """The same images with one task: what a single-task network is trained on."""
-        single = self._map(lambda split: replace(split, targets={task: split.targets[task]}))
+        single = self._map(lambda split: replace(split, targets={task: split.targets[task]} if split.targets else {}))
         return replace(single, tasks={task: self.tasks[task]})
 
     def _map(self, change: Callable[[Split], Split]) -> "Dataset":
-        return replace(self, **{name: change(getattr(self, name)) for name in ("train", "validation", "test")})
+        return replace(self, **{name: change(getattr(self, name)) for name in SPLITS})
 
 
 def data_digest(name: str, root: str = "") -> str:
@@ -142,11 +149,12 @@ def load_dataset(
     missing.
     """
     source = _module(name).load(root)
-    train, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
-    held_out = max(1, round(validation_share * len(train)))
+    images, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
+    held_out = max(1, round(validation_share * len(images)))
+    train, validation = images[: len(images) - held_out], images[len(images) - held_out :]
+    calibration = replace(train[:CALIBRATION_IMAGES], targets={})
     return Dataset(
-        name, data_tasks(name, root), source.classes, train[: len(train) - held_out], train[len(train) - held_out :], test,
-        data_digest(name, root), source.mirror,
+        name, data_tasks(name, root), source.classes, train, validation, test, calibration, data_digest(name, root), source.mirror
     )
 
 
