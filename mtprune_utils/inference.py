@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity
 
 TOLERANCE = 1e-4
-ROUNDS = 5
+ROUNDS = 3
 SETTING = ["device", "runtime", "batch"]
 
 
@@ -65,13 +65,12 @@ def networks_along(pruned: pd.DataFrame, dense: Architecture, count: int, multip
 # --- latency and memory ---
 
 def latency(call: Callable[[], object], seconds: float) -> float:
-    """Median seconds of a call, over as many as fit into `seconds`, at least three, after a warm-up; a GPU is waited for."""
+    """Median seconds of a call, over as many as fit into `seconds`, at least one, after a warm-up; a GPU is waited for."""
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    for _ in range(2):  # memory is allocated, and kernels are chosen
-        call()
+    call()  # memory is allocated, and kernels are chosen
     wait()
     times, end = [], time.perf_counter() + seconds
-    while len(times) < 3 or time.perf_counter() < end:
+    while not times or time.perf_counter() < end:
         start = time.perf_counter()
         call()
         wait()
