@@ -5,9 +5,11 @@ after the other within a round, so that other load on the machine meets both), a
 """
 
 import argparse
+import os
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +18,7 @@ from pathlib import Path
 import torch
 
 from mtprune_utils import stages
+from mtprune_utils.batch import ENVIRONMENT
 from mtprune_utils.criteria import Scores
 from mtprune_utils.data import augment, load_dataset
 from mtprune_utils.files import csv_text, write_atomically
@@ -30,9 +33,18 @@ from mtprune_utils.training import Trainer, forward
 RESULTS = Path(__file__).parent / "results"
 
 
+def as_in_a_batch() -> None:
+    """Start this script anew with the environment of a batch's jobs, unless it has it: memory is set up as a process begins."""
+    if not ENVIRONMENT.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+
+
 def machine() -> str:
     """A name for the kind of machine, not for this one."""
-    name = device_name("cuda") if torch.cuda.is_available() else f"{device_name('cpu')} {torch.get_num_threads()} threads"
+    if torch.cuda.is_available():
+        name = device_name("cuda")
+    else:  # of processors that go by the same name, some compute twice as many numbers at once
+        name = f"{device_name('cpu')} {torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()} threads"
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
@@ -57,7 +69,8 @@ class Case:
 
     def __init__(self, profile: Profile, images: int | None = 64):
         self.profile = profile
-        self.dataset = load_dataset("rooms", "", images, images and 16).to(stages.device_of(profile))
+        dataset = load_dataset("rooms", "", images, images and 16)
+        self.dataset = dataset.resized_for_evaluation(profile.crop).to(stages.device_of(profile))
         self.architecture = profile.architecture({name: task.channels for name, task in self.dataset.tasks.items()})
 
     def trainer(self, architecture: Architecture | None = None) -> Trainer:
@@ -170,11 +183,13 @@ def measure(rounds: int) -> Iterator[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
+    rounds = parser.parse_args().rounds
+    as_in_a_batch()
     stages.set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}
     rows = []
-    for row in measure(parser.parse_args().rounds):
+    for row in measure(rounds):
         rows.append(row | more)
         write_atomically(RESULTS / f"{machine()}.csv", csv_text(rows).encode())
 

@@ -28,6 +28,7 @@ def test_a_run_is_timed_removal_by_removal(benchmark):
     assert (table[["steps_per_second", "evaluation_seconds"]] > 0).all(axis=None)
     seconds = case.profile.prune.every / table["steps_per_second"]
     pd.testing.assert_series_equal(table["train_seconds"], seconds, check_names=False)
+    assert (table["removal_seconds"].iloc[2:] > 0).all()
 
 
 def test_operations_of_a_step_are_those_of_its_passes(benchmark):
