@@ -194,9 +194,10 @@ def measure(
     fast it happens to run, meets every network alike. Raises ValueError if ONNX Runtime's outputs are not PyTorch's.
     """
     exported, rows, calls = export_onnx(build(dense, 0), size), [], []
+    channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
     for kept in widths:
         architecture = replace(dense, widths=kept)
-        model = build(architecture, 0).eval()
+        model = build(architecture, 0).eval().to(memory_format=torch.channels_last)  # as in training
         session = onnx_session(with_weights(exported, model))
         costs = {"widths": kept, **complexity(architecture, size)}
 
@@ -208,12 +209,12 @@ def measure(
         for batch in batches:
             images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
             check_outputs(model, session, images)
-            add("cpu", "PyTorch", batch, partial(model, images), peak_bytes(architecture, batch, size))
+            add("cpu", "PyTorch", batch, partial(model, channels_last(images)), peak_bytes(architecture, batch, size))
             add("cpu", "ONNX Runtime", batch, partial(session.run, None, {"images": images.numpy()}), math.nan)
         if torch.cuda.is_available():
             model = copy.deepcopy(model).cuda()
             for batch in batches:
-                images = torch.rand(batch, 3, *size, device="cuda")
+                images = channels_last(torch.rand(batch, 3, *size, device="cuda"))
                 add("cuda", "PyTorch", batch, partial(model, images), cuda_peak_bytes(model, images))
     table = pd.DataFrame(rows)
     # One runtime after the other: the threads of ONNX Runtime go on spinning for a while after each call.

@@ -107,7 +107,6 @@ class Tuning:
             _check(0 < low < high < math.inf, f"tuning.{name} must be (low, high)", (low, high))
 
 
-
 @dataclass(frozen=True)
 class Profile:
     name: str
