@@ -38,7 +38,7 @@ claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 
 stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and compare what they end with (minutes)
 	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s

@@ -5,6 +5,7 @@ after the other within a round, so that other load on the machine meets both), a
 """
 
 import argparse
+import gc
 import os
 import platform
 import re
@@ -48,17 +49,24 @@ def machine() -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def compare(numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> tuple[float, float, float]:
     """Median, 10th and 90th percentile over rounds of the ratio of their times. The first call of each warms up."""
     def seconds(call: Callable) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             call()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize()
         return time.perf_counter() - start
 
+    gc.collect()  # the networks compared before: a learning rate's schedule and its optimizer hold each other
     numerator(), denominator()
+    synchronize()
     ratios = [seconds(numerator) / seconds(denominator) for _ in range(rounds)]
     cuts = statistics.quantiles(ratios, n=10, method="inclusive")
     return statistics.median(ratios), cuts[0], cuts[-1]
@@ -165,7 +173,7 @@ def measure(rounds: int) -> Iterator[dict]:
         print(f"{name:22} {ratio:.3f} ({low:.3f} to {high:.3f})  {setting}", flush=True)
         return {"name": name, "setting": setting, "ratio": f"{ratio:.3f}", "low": f"{low:.3f}", "high": f"{high:.3f}"}
 
-    for profile, setting, calls in ((quick, "quick", 5), (small, "full width, batch 4, 97 x 97", 1)):
+    for profile, setting, calls in ((quick, "quick", 5), (small, f"full width, {precision}, batch 4, 97 x 97", 1)):
         case = Case(profile)
         yield row("taylor_over_plain", setting, case.step("taylor"), case.step(), rounds, calls)
         yield row("cosprune_over_plain", setting, case.step("cosprune"), case.step(), rounds, calls)
@@ -174,7 +182,7 @@ def measure(rounds: int) -> Iterator[dict]:
         fewer = quarter(case.architecture, profile.crop)
         yield row("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), rounds, calls)
     case = Case(large)
-    yield row("removal_over_plain", "full width, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
+    yield row("removal_over_plain", f"full width, {precision}, batch 16, 321 x 321", removal(case, 100), case.step(), min(rounds, 3))
     case = Case(quick)
     compiled, seconds = case.compiled()
     yield row("compiled_over_plain", f"quick, after {seconds:.0f} s of compiling", compiled, case.step(), rounds, 5)

@@ -8,13 +8,14 @@ included) and of its evaluations.
 """
 
 import argparse
+import gc
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from ratios import Case, as_in_a_batch, machine
+from ratios import Case, as_in_a_batch, machine, synchronize
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtprune_utils import stages, training
@@ -27,22 +28,25 @@ RESULTS = Path(__file__).parent / "throughput"
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product, the best of twenty."""
-    side = 8192 if device.type == "cuda" else 2048
+    """FLOP/s of a square matrix product, the best of twenty. On a GPU, of float32 in TF32, as convolutions compute."""
+    side = 2048
+    if device.type == "cuda":
+        side = 8192
+        torch.backends.cuda.matmul.allow_tf32 = True  # the run, in which scores may not, is over
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         seconds.append(time.perf_counter() - start)
     return 2 * side**3 / min(seconds)
 
 
 def step_flops(case: Case, architecture: Architecture, criterion: str) -> int:
     """Floating-point operations of a scored training step: products of matrices and convolutions, forward and backward."""
+    gc.collect()  # the network before: a learning rate's schedule and its optimizer hold each other
     trainer = case.trainer(architecture)
     with FlopCounterMode(display=False) as counter:
         trainer.step([Scores(criterion, trainer.model.layers)])
@@ -55,8 +59,7 @@ def timed_run(case: Case, criterion: str) -> pd.DataFrame:
     marks = []  # when each evaluation began and ended; it ends with a transfer, so a GPU has done what came before
 
     def measure(model: torch.nn.Module) -> dict[str, float]:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        synchronize()
         begun = time.perf_counter()
         metrics = training.evaluate_afresh(model, case.dataset, case.dataset.test, profile)
         marks.append((begun, time.perf_counter()))

@@ -225,13 +225,18 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
     settings: profile, data, root, runs and overrides, see `Experiment.open`. restore: what the committed result tables know
     and is not here counts as finished.
     """
+    import torch
+
     from mtprune_utils import results
     from mtprune_utils.runs import Experiment
 
     experiment = Experiment.open(**settings)  # a misspelt name is told at once, in one line
     experiment.check()
-    if experiment.profile.device == "cuda" and not visible_gpus():
+    device, gpus = experiment.profile.device, visible_gpus()
+    if device == "cuda" and not gpus:
         raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
+    if device != "cpu" and gpus and not torch.cuda.is_available():  # else a GPU's work would begin on one core
+        raise ValueError("there is a GPU here that torch cannot use: update its driver, or override device with cpu")
     profile = experiment.profile.name
     folder, place = PROJECT / settings["runs"] / profile, PROJECT / figures / experiment.label
     with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):

@@ -1,5 +1,6 @@
 """What several tests share: a small network on synthetic images that need no file."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from mtprune_utils import tasks
 from mtprune_utils.data import Dataset, Split
 from mtprune_utils.models import Architecture, build
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results repeat to the bit on the CPU only
 
 TASKS = {task.name: task for task in (tasks.segmentation(5), tasks.depth(), tasks.normals())}
 WIDTHS = (8, 8, 8, 8, 10, 10, 10, 12, 12, 12, 12, 12, 12)

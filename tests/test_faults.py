@@ -433,6 +433,12 @@ def test_a_batch_that_asks_for_a_gpu_where_there_is_none_does_not_start(monkeypa
     assert "there is no GPU here" in capsys.readouterr().err and not any(tmp_path.iterdir())
 
 
+def test_a_batch_does_not_start_on_the_cpu_because_torch_cannot_use_the_gpu(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(batch, "visible_gpus", lambda: ["0"])
+    assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path)]) == 1
+    assert "there is a GPU here that torch cannot use" in capsys.readouterr().err and not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("overrides", [
     {"batch_size": 256, "train_images": 600}, {"dense.steps": 1, "dense.evaluations": 1},
     {"controls.ranks": [1], "sizes": [0.5, 0.3]},
