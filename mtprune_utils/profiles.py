@@ -209,7 +209,8 @@ PROFILES = {
             dense=Optimization(lr=2e-3, steps=1000, evaluations=5),
             prune=Pruning(lr=5e-4, every=20, filters=17),
             retrain=Optimization(lr=2e-3, steps=1000, evaluations=8),
-            sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1), budget=2.0), tuning=Tuning(trials=16), seeds=8,
+            sizes=(0.3, 0.1), controls=Controls(seeds=8, ranks=(0, 1), budget=2.0), seeds=8,
+            tuning=Tuning(trials=16, lr=(5e-4, 5e-2)),  # up to 1e-2, the best rates lay at the upper end
         ),
         Profile(
             # Two classifications on 36 x 36 pixels that may be neither cropped nor mirrored: for multifashion.
