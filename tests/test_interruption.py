@@ -43,17 +43,26 @@ def start(folder: Path) -> subprocess.Popen:
 
 def results(folder: Path) -> dict[str, bytes]:
     """Every table, network and found setting under a folder."""
-    files = [path for path in folder.rglob("*") if path.suffix in (".csv", ".safetensors") or path.name == "best.json"]
-    assert not [path for path in files if path.parent.name == "checkpoints"], "a finished run keeps no checkpoints"
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    assert not checkpoints(folder), "a finished run keeps no checkpoints"
+    kept = [path for path in files(folder) if path.suffix in (".csv", ".safetensors") or path.name == "best.json"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file under a folder that a process is at work in: unlike `rglob`, no error if a folder goes meanwhile."""
+    return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
 
 
 def being_written(folder: Path) -> list[Path]:
-    return list(folder.rglob(f".*{UNFINISHED}"))
+    return [path for path in files(folder) if path.name.startswith(".") and path.name.endswith(UNFINISHED)]
 
 
 def finished(folder: Path) -> set[Path]:
-    return set(folder.rglob("done.json"))
+    return {path for path in files(folder) if path.name == "done.json"}
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    return [path for path in files(folder) if path.parent.name == "checkpoints"]
 
 
 def kill_somewhere(process: subprocess.Popen, folder: Path, draw: random.Random) -> str | None:
@@ -96,7 +105,7 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
             before = finished(killed)
             if how := kill_somewhere(process, killed, draw):
                 kills.append(how)
-                hit |= {path.parents[1].name for path in killed.rglob("checkpoints")}
+                hit |= {path.parents[2].name for path in checkpoints(killed)}
                 assert before <= finished(killed), "what is finished stays finished"
                 print(f"kill {len(kills)}/{KILLS}, {how}; {len(finished(killed))} of {runs} runs are finished")
                 process = start(killed)
@@ -115,7 +124,7 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_end_says_where_it_goes_on(tmp_path, signum):
     process = start(tmp_path)
-    while not list(tmp_path.rglob("checkpoints/*")):
+    while not checkpoints(tmp_path):
         assert process.poll() is None
         time.sleep(0.001)
     process.send_signal(signum)
@@ -141,7 +150,7 @@ def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeyp
 def test_a_second_process_at_the_same_run_is_refused(tmp_path):
     process = start(tmp_path)
     try:
-        while not list(tmp_path.rglob("checkpoints/*")):
+        while not checkpoints(tmp_path):
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(signal.SIGSTOP)
@@ -160,7 +169,7 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
     command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/01_train_dense.ipynb"]
     runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-    while not (checkpoints := list(tmp_path.rglob("checkpoints/step*.safetensors"))):  # it trains
+    while not (kept := [path for path in checkpoints(tmp_path) if path.name.startswith("step")]):  # it trains
         assert runner.poll() is None
         time.sleep(0.05)
     asked = time.time()
@@ -168,6 +177,6 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     _, said = runner.communicate(timeout=60)
     assert runner.returncode == 128 + signal.SIGTERM
     assert "01_train_dense.ipynb: stopped. Run it again: it goes on from its last checkpoint, if it has one" in said
-    last = max(checkpoints[0].parent.glob("step*.safetensors"))
+    last = max(kept[0].parent.glob("step*.safetensors"))
     assert not last.name.startswith("step000000000") and last.stat().st_mtime >= asked
     assert not (tmp_path / "out.ipynb").exists()
