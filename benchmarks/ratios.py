@@ -9,14 +9,13 @@ import gc
 import os
 import platform
 import re
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.utils.benchmark import Timer, timer
 
 from mtprune_utils import stages
 from mtprune_utils.batch import ENVIRONMENT
@@ -49,27 +48,13 @@ def machine() -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
 def compare(numerator: Callable, denominator: Callable, rounds: int, calls: int = 1) -> tuple[float, float, float]:
-    """Median, 10th and 90th percentile over rounds of the ratio of their times. The first call of each warms up."""
-    def seconds(call: Callable) -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            call()
-        synchronize()
-        return time.perf_counter() - start
-
+    """Median, 10th and 90th percentile over rounds of the ratio of their times, so many calls each; two more warm each up."""
     gc.collect()  # the networks compared before: a learning rate's schedule and its optimizer hold each other
-    numerator(), denominator()
-    synchronize()
-    ratios = [seconds(numerator) / seconds(denominator) for _ in range(rounds)]
-    cuts = statistics.quantiles(ratios, n=10, method="inclusive")
-    return statistics.median(ratios), cuts[0], cuts[-1]
+    threads = torch.get_num_threads()
+    above, below = (Timer("call()", globals={"call": call}, num_threads=threads) for call in (numerator, denominator))
+    ratios = [above.timeit(calls).mean / below.timeit(calls).mean for _ in range(rounds)]
+    return tuple(torch.tensor(ratios).quantile(torch.tensor([0.5, 0.1, 0.9])).tolist())
 
 
 class Case:
@@ -94,10 +79,10 @@ class Case:
         """A plain step under torch.compile, and the seconds that the first one takes."""
         trainer = self.trainer()
         trainer.model = torch.compile(trainer.model)
-        start = time.perf_counter()
+        start = timer()
         with torch.compiler.config.patch(force_disable_caches=True):  # else the next benchmark finds this one's work
             trainer.step()
-        return trainer.step, time.perf_counter() - start
+        return trainer.step, timer() - start
 
     def minimal(self, batched: bool = False) -> Callable:
         """The least work that CosPrune needs, by hand: a minibatch, one forward pass, one backward per task, the optimizer.

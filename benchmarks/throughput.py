@@ -9,13 +9,13 @@ included) and of its evaluations.
 
 import argparse
 import gc
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import torch
-from ratios import Case, as_in_a_batch, machine, synchronize
+from ratios import Case, as_in_a_batch, machine
+from torch.utils.benchmark import Timer, timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtprune_utils import stages, training
@@ -28,20 +28,15 @@ RESULTS = Path(__file__).parent / "throughput"
 
 
 def matrix_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a square matrix product, the best of twenty. On a GPU, of float32 in TF32, as convolutions compute."""
+    """FLOP/s of a square matrix product, the best of two seconds. On a GPU, of float32 in TF32, as convolutions compute."""
     side = 2048
     if device.type == "cuda":
         side = 8192
         torch.backends.cuda.matmul.allow_tf32 = True  # the run, in which scores may not, is over
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     a, b = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
-    seconds = []
-    for _ in range(20):
-        start = time.perf_counter()
-        a @ b
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds)
+    product = Timer("a @ b", globals={"a": a, "b": b}, num_threads=torch.get_num_threads())
+    return 2 * side**3 / min(product.blocked_autorange(min_run_time=2).times)
 
 
 def step_flops(case: Case, architecture: Architecture, criterion: str) -> int:
@@ -59,10 +54,9 @@ def timed_run(case: Case, criterion: str) -> pd.DataFrame:
     marks = []  # when each evaluation began and ended; it ends with a transfer, so a GPU has done what came before
 
     def measure(model: torch.nn.Module) -> dict[str, float]:
-        synchronize()
-        begun = time.perf_counter()
+        begun = timer()  # waits for a GPU, if there is one
         metrics = training.evaluate_afresh(model, case.dataset, case.dataset.test, profile)
-        marks.append((begun, time.perf_counter()))
+        marks.append((begun, timer()))
         return metrics
 
     model = build(case.architecture, 0).to(device)
