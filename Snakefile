@@ -28,22 +28,19 @@ EXPERIMENT = Experiment.open(**SHARED)
 EXPERIMENT.check()
 PROFILE = EXPERIMENT.profile
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
-SHOWN = {
-    "paper": EXPERIMENT.paper_runs(), "first seed": [run for run in EXPERIMENT.paper_runs() if run.seed == 0],
-    "all": list(RUNS.values()),
-}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
 # A seed is finished before the next begins, so that a study of many sittings has whole seeds; but what others wait for
 # goes first, dense networks a seed ahead, so that no core idles.
 PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1}
-FIGURES = {  # figure: which runs it shows, of which stages
-    "fig1_iterative_pruning": ("paper", ("dense", "prune")),
-    "fig2_layer_widths": ("paper", ("dense", "prune")),
-    "fig3_retrained_from_scratch": ("paper", ("dense", "prune", "retrain")),
-    "fig4_speedup": ("first seed", ("prune",)),
-    "fig5_claims": ("all", ("dense", "tune", "prune", "retrain")),
+PAPER = EXPERIMENT.paper_runs()
+FIGURES = {  # figure: the runs it shows
+    "fig1_iterative_pruning": [run for run in PAPER if run.stage != "retrain"],
+    "fig2_layer_widths": [run for run in PAPER if run.stage != "retrain"],
+    "fig3_retrained_from_scratch": PAPER,
+    "fig4_speedup": [run for run in PAPER if run.stage == "prune" and run.seed == 0],
+    "fig5_claims": list(RUNS.values()),
 }
 # Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
 STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
@@ -95,8 +92,7 @@ def stage_arguments(stage):
 
 
 def figure_inputs(wildcards):
-    which, stages = FIGURES[wildcards.figure]
-    return [file for run in SHOWN[which] if run.stage in stages for file in run_files(run)]
+    return [file for run in FIGURES[wildcards.figure] for file in run_files(run)]
 
 
 def figure_arguments(wildcards, output):

@@ -319,10 +319,7 @@ def parsed(text: str) -> object:
 
 def overrides(text: str) -> dict:
     """Overrides as the command line gives them."""
-    try:
-        given = json.loads(text)
-    except json.JSONDecodeError:
-        given = None
+    given = parsed(text)
     if not isinstance(given, dict):
         raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object: write it like '{{"dense.steps": 200}}'""")
     return given

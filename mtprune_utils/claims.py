@@ -5,7 +5,7 @@ at the image, 1 the mean of the dense networks; higher is better for every task.
 task: a difference of such shares between two arms, averaged over sizes (and criteria), or the share itself.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,7 @@ class Claim:
     kind: str
     threshold: float
     values: pd.DataFrame
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
     open_because: str = ""  # a reason for which it stays undecided whatever the numbers say
     unrefuted_because: str = ""  # a reason for which numbers can support it, but not refute it
     decided_by: str = ""  # the command that has what it lacks
@@ -37,17 +37,12 @@ class Claim:
         """One row for the claim as a whole ("all": the mean over tasks), then one per task."""
         values = self.values.dropna()
         if values.empty:
-            empty = {"estimate": np.nan, "low": np.nan, "high": np.nan, "p": np.nan, "seeds": 0, "verdict": "undecided"}
             note = {"note": "no run of it is finished", "decided_by": self.decided_by}
-            return self._with_columns(pd.DataFrame([{"task": "all", **empty, **note}]))
+            return self._with_columns(pd.DataFrame([{"task": "all", "seeds": 0, "verdict": "undecided", **note}]))
         verdict, rows = stats.judge({task: stats.estimate(column) for task, column in values.items()}, self.kind, self.threshold)
+        _, whole = stats.judge({"all": stats.estimate(values.mean(axis=1))}, self.kind, self.threshold)
         null = 0.0 if self.kind == "equal" else self.threshold
-        rows = rows.replace([np.inf, -np.inf], np.nan)  # of a single seed: there is no interval
         rows["p_sign_flip"] = [stats.sign_flip_p(column - null) for column in values.to_numpy().T]
-        mean = stats.estimate(values.mean(axis=1))
-        (low, high), inner = (
-            mean.interval(level) if len(values) > 1 else (np.nan, np.nan) for level in (stats.ALPHA, 2 * stats.ALPHA)
-        )
         reasons = [self.open_because, self.unrefuted_because]
         notes = [*self.notes, *reasons, *(f"{row['task']} {row['note']}" for _, row in rows.iterrows() if row["note"])]
         if self.open_because or self.unrefuted_because and verdict == "refuted":
@@ -56,12 +51,10 @@ class Claim:
             enough = stats.seeds_to_decide(values, self.kind, self.threshold)
             notes.append(f"about {enough} seeds would decide it" if enough else "no number of seeds up to 1000 would decide it"
                          if len(values) > 1 else "one seed decides nothing")
-        whole = {"task": "all", "estimate": mean.mean, "low": low, "high": high, "p": mean.p(null), "seeds": len(values),
-                 "verdict": verdict, "note": "; ".join(note for note in notes if note)}
-        if self.kind == "equal":
-            whole |= {"tost_low": inner[0], "tost_high": inner[1]}
-        rows["decided_by"], whole["decided_by"] = "", self.decided_by if verdict == "undecided" else ""
-        return self._with_columns(pd.concat([pd.DataFrame([whole]), rows], ignore_index=True))
+        decided_by = self.decided_by if verdict == "undecided" else ""
+        whole = whole.assign(verdict=verdict, note="; ".join(filter(None, notes)), decided_by=decided_by)
+        table = pd.concat([whole, rows.assign(decided_by="")], ignore_index=True)
+        return self._with_columns(table.replace([np.inf, -np.inf], np.nan))  # of a single seed: there is no interval
 
     def _with_columns(self, rows: pd.DataFrame) -> pd.DataFrame:
         front = {"claim": self.name, "statement": self.statement, "rule": self.kind, "threshold": self.threshold}
@@ -198,16 +191,14 @@ def premise(evidence: Evidence) -> pd.DataFrame:
     experiment, dense = evidence.experiment, evidence.tables["dense_evaluations"]
     crop = (evidence.profile.crop, evidence.profile.crop)
     channels = {task.name: task.channels for task in experiment.tasks.values()}
-    groups = {"multi-task": [channels], "single-task": [{task: count} for task, count in channels.items()]}
+    groups = {"multi-task": {"multitask": channels}, "single-task": {task: {task: count} for task, count in channels.items()}}
     rows = {}
-    for name, networks in groups.items():
-        architectures = [evidence.profile.architecture(tasks) for tasks in networks]
-        arms = ["multitask"] if name == "multi-task" else list(channels)
+    for name, arms in groups.items():
         found = dense[dense["arm"].isin(arms) & (dense["seed"] < evidence.profile.controls.seeds)]
         sizes = found.groupby("arm")[["parameters", "macs"]].first().sum()
-        endpoints = {column: found[column].mean() for column in evidence.endpoints.values()}
-        activations = sum(activation_bytes(architecture, crop) for architecture in architectures)
-        rows[name] = {"networks": len(networks), **sizes, "weights_mib": sizes["parameters"] * 4 / 2**20,
+        endpoints = found[list(evidence.endpoints.values())].mean()
+        activations = sum(activation_bytes(evidence.profile.architecture(tasks), crop) for tasks in arms.values())
+        rows[name] = {"networks": len(arms), **sizes, "weights_mib": sizes["parameters"] * 4 / 2**20,
                       "activations_mib": activations / 2**20, **endpoints}
     table = pd.DataFrame(rows)
     changes = delta_m_by_seed(evidence)
@@ -345,11 +336,9 @@ def all_claims(evidence: Evidence) -> list[Claim]:
 def _premise_shares(evidence: Evidence) -> pd.DataFrame:
     """Share kept by the multi-task network minus that of the single-task network, by seed and task."""
     rows = evidence.kept(evidence.tables["dense_evaluations"])
-    rows = rows[rows["seed"] < evidence.profile.seeds].set_index(["arm", "seed"])
-    multi = rows.loc["multitask", list(evidence.endpoints)]
-    present = rows.index.get_level_values("arm")
-    single = {task: rows.loc[task, task] for task in evidence.endpoints if task in present}
-    return (multi - pd.DataFrame(single, columns=list(evidence.endpoints))).dropna()
+    rows = rows[rows["seed"] < evidence.profile.seeds].set_index("seed")
+    multi, *single = (rows[rows["arm"] == arm] for arm in ("multitask", *evidence.endpoints))
+    return pd.DataFrame({task: multi[task] - own[task] for task, own in zip(evidence.endpoints, single)}).dropna()
 
 
 def verdict_table(claims: list[Claim]) -> pd.DataFrame:

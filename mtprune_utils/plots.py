@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -80,7 +80,7 @@ def save_figure(
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
-    notebook = PROJECT / FIGURE_NOTEBOOKS.get(name, "none")
+    notebook = PROJECT / FIGURE_NOTEBOOKS[name]
     drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
     settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by}
     write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
@@ -120,7 +120,7 @@ def _picture(target: torch.Tensor, name: str, dataset: Dataset) -> dict:
 
 def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure:
     """How the targets of a split's first images are distributed: classes, depths, and the directions of normals."""
-    figure, axes = plt.subplots(1, len(dataset.tasks), figsize=(5 * len(dataset.tasks), 3.6), layout="constrained", squeeze=False)
+    figure, axes = _grid(1, len(dataset.tasks), 5, 3.6)
     for axis, (name, task) in zip(axes[0], dataset.tasks.items()):
         target = split.targets[name][:images].float()
         if task.geometry in ("labels", "image"):
@@ -143,7 +143,7 @@ def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure
 def show_curve(curve: pd.DataFrame) -> Figure:
     """Training and validation loss of each task over a run's steps; a circle marks the weights that were kept."""
     tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]
-    figure, axes = plt.subplots(1, len(tasks), figsize=(3.4 * len(tasks), 2.8), layout="constrained", squeeze=False)
+    figure, axes = _grid(1, len(tasks), 3.4, 2.8)
     kept = curve[curve["selected"] == 1]
     for axis, task in zip(axes[0], tasks):
         axis.plot(curve["step"], curve[f"train.{task}.loss"], "--", color="tab:gray", label="training")
@@ -156,7 +156,7 @@ def show_curve(curve: pd.DataFrame) -> Figure:
 
 def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     """One pruning run: each metric right after every removal and after its recovery, against the steps trained."""
-    figure, axes = plt.subplots(1, len(tasks), figsize=(4 * len(tasks), 3), layout="constrained", squeeze=False)
+    figure, axes = _grid(1, len(tasks), 4, 3)
     for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
         axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
         for phase, marker in (("removed", "v"), ("recovered", "o")):
@@ -165,6 +165,11 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
         axis.set(title=name, xlabel="step")
     axes[0, 0].legend()
     return figure
+
+
+def _grid(rows: int, columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
+    """A figure of so many panels, each of that size in inches, and their axes as a table."""
+    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, **more)
 
 
 def _size_axis(axis, label: str) -> None:
@@ -176,27 +181,29 @@ def _size_axis(axis, label: str) -> None:
     axis.invert_xaxis()
 
 
-def _levels(dense: pd.DataFrame, trivial: pd.DataFrame) -> Callable[[str], dict[str, float]]:
-    """Where a metric's curve starts, and what a predictor reaches that never looks at the image."""
-    prior = trivial[trivial["predictor"] == "position prior"].mean(numeric_only=True)
-    return lambda metric: {"dense_network": dense[metric].mean(), "position_prior": prior[metric]}
-
-
-def _draw_levels(axis, dense_network: float, position_prior: float) -> None:
-    axis.axhline(dense_network, color="black", linewidth=0.8, linestyle=":", label="dense network")
-    axis.axhline(position_prior, color="tab:red", linewidth=0.8, linestyle=":", label="position prior")
-
-
 def _legend_below(figure: Figure, axis) -> None:
     """One legend for all panels, where it hides nothing."""
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
 
 
-def _curve(axis, data: pd.DataFrame, **style) -> None:
-    axis.plot(data["x"], data["mean"], **style)
-    if data["sd"].notna().all():
-        axis.fill_between(data["x"], data["mean"] - data["sd"], data["mean"] + data["sd"], color=style["color"], alpha=0.2)
+def _draw_curves(axis, size: str, metric: str, pruned: pd.DataFrame, retrained: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
+    """Draws each criterion's curve, and its re-trained networks if given. Yields the data with the columns that name it."""
+    for criterion, table in pruned[pruned["phase"] != "removed"].groupby("criterion", sort=False):
+        colour, label = style_of(criterion)
+        curve = stats.curve_over_seeds(table, size, metric)
+        dashed = {} if retrained is None else {"linestyle": "--"}
+        axis.plot(curve["x"], curve["mean"], color=colour, label=f"{label}, iterative" if dashed else label, **dashed)
+        if curve["sd"].notna().all():
+            axis.fill_between(curve["x"], curve["mean"] - curve["sd"], curve["mean"] + curve["sd"], color=colour, alpha=0.2)
+        if retrained is None:
+            yield curve.assign(criterion=criterion)
+            continue
+        points = stats.points_over_seeds(retrained[retrained["criterion"] == criterion], size, metric, by="rank")
+        style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
+        axis.errorbar(points["x"], points["mean"], points["sd"], **style)
+        yield curve.assign(arm="iterative", criterion=criterion)
+        yield points.assign(arm="from scratch", criterion=criterion)
 
 
 def _draw_published(axis, metric: str, scratch: bool) -> None:
@@ -209,25 +216,27 @@ def _draw_published(axis, metric: str, scratch: bool) -> None:
 
 
 def _panels_by_size(
-    draw: Callable, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool, scratch: bool
+    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
+    published: bool,
 ) -> tuple[Figure, pd.DataFrame]:
     """One row of panels for each kind of size, one column for each task, with the levels between which networks lie.
 
     The paper's x-axis (all parameters) above; below, sizes that the heads' parameters do not hide: filters, parameters of
-    the backbone, multiply-accumulates. draw(axis, size, metric) draws curves into one panel and yields each with the columns
-    that name it. published: add the paper's points, those of re-trained networks too if `scratch`. Returns the figure and
-    the plotted data.
+    the backbone, multiply-accumulates. Curves of pruning runs after recovery, dashed where points of re-trained networks
+    stand beside them. published: add the paper's points. Returns the figure and the plotted data.
     """
-    levels = _levels(dense, trivial)
-    shape = {"figsize": (4 * len(tasks), 3.2 * len(SIZES)), "squeeze": False}
-    figure, axes = plt.subplots(len(SIZES), len(tasks), layout="constrained", **shape)
+    prior = trivial[trivial["predictor"] == "position prior"]
+    figure, axes = _grid(len(SIZES), len(tasks), 4, 3.2)
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
         for axis, (metric, name) in zip(row, panels(tasks).items()):
-            data += [curve.assign(size=size, metric=metric, **levels(metric)) for curve in draw(axis, size, metric)]
-            _draw_levels(axis, **levels(metric))
+            levels = {"dense_network": dense[metric].mean(), "position_prior": prior[metric].mean()}
+            curves = _draw_curves(axis, size, metric, pruned, retrained)
+            data += [curve.assign(size=size, metric=metric, **levels) for curve in curves]
+            for (level, value), colour in zip(levels.items(), ("black", "tab:red")):
+                axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=level.replace("_", " "))
             if published and size == "parameters":
-                _draw_published(axis, metric, scratch)
+                _draw_published(axis, metric, scratch=retrained is not None)
             axis.set(title=name)
             _size_axis(axis, size_label)
     _legend_below(figure, axes[0, 0])
@@ -243,16 +252,7 @@ def fig1_iterative_pruning(
 
     published: add the paper's points. Returns the figure and the plotted data.
     """
-    recovered = pruned[pruned["phase"] != "removed"]
-
-    def draw(axis, size, metric):
-        for criterion, table in recovered.groupby("criterion", sort=False):
-            curve = stats.curve_over_seeds(table, size, metric)
-            colour, label = style_of(criterion)
-            _curve(axis, curve, color=colour, label=label)
-            yield curve.assign(criterion=criterion)
-
-    return _panels_by_size(draw, dense, trivial, tasks, published, scratch=False)
+    return _panels_by_size(pruned, None, dense, trivial, tasks, published)
 
 
 def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -270,20 +270,19 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     table = table[there == table.groupby("criterion")["seed"].transform("nunique")]
     means = table.groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]].mean().reset_index()
     criteria = list(dict.fromkeys(means["criterion"]))
-    figure, axes = plt.subplots(2, len(criteria), figsize=(6 * len(criteria), 7), layout="constrained", squeeze=False)
+    figure, axes = _grid(2, len(criteria), 6, 3.5)
     limit = means["cosine"].abs().max()
     styles = {
-        "share": {"label": "share of the layer's filters left", "cmap": "viridis", "vmin": 0, "vmax": 1},
-        "cosine": {"label": "mean cosine similarity of task gradients", "cmap": "RdBu", "vmin": -limit, "vmax": limit},
+        ("share", "share of the layer's filters left"): {"cmap": "viridis", "vmin": 0, "vmax": 1},
+        ("cosine", "mean cosine similarity of task gradients"): {"cmap": "RdBu", "vmin": -limit, "vmax": limit},
     }
-    for row, (value, style) in zip(axes, styles.items()):
+    for row, ((value, label), style) in zip(axes, styles.items()):
         for axis, criterion in zip(row, criteria):
             grid = means[means["criterion"] == criterion].pivot(index="layer", columns="filters", values=value)
-            grid = grid[sorted(grid.columns, reverse=True)]
-            grid.index = grid.index + 1
-            colours = {key: style[key] for key in ("cmap", "vmin", "vmax")}
-            sns.heatmap(grid, ax=axis, cbar_kws={"label": style["label"]}, **colours)
+            grid = grid.sort_index(axis=1, ascending=False).rename(index=lambda layer: layer + 1)
+            sns.heatmap(grid, ax=axis, cbar_kws={"label": label}, **style)
             axis.set(title=style_of(criterion)[1], xlabel="backbone filters left", ylabel="convolution")
+            axis.tick_params(axis="x", rotation=90)  # of many sizes, labels side by side would touch
             axis.tick_params(axis="y", rotation=0)
     return figure, means
 
@@ -297,21 +296,7 @@ def fig3_retrained_from_scratch(
     Mean and standard deviation over seeds, on Figure 1's axes. published: add the paper's points. Returns the figure and the
     plotted data.
     """
-    recovered = pruned[pruned["phase"] != "removed"]
-
-    def draw(axis, size, metric):
-        for criterion, table in recovered.groupby("criterion", sort=False):
-            colour, label = style_of(criterion)
-            iterative = stats.curve_over_seeds(table, size, metric)
-            _curve(axis, iterative, color=colour, linestyle="--", label=f"{label}, iterative")
-            scratch = retrained[retrained["criterion"] == criterion]
-            points = stats.points_over_seeds(scratch, size, metric, by="rank")
-            style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
-            axis.errorbar(points["x"], points["mean"], points["sd"], **style)
-            for arm, curve in (("iterative", iterative), ("from scratch", points)):
-                yield curve.assign(arm=arm, criterion=criterion)
-
-    return _panels_by_size(draw, dense, trivial, tasks, published, scratch=True)
+    return _panels_by_size(pruned, retrained, dense, trivial, tasks, published)
 
 
 def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -324,8 +309,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     shown += [(device, "PyTorch", "memory_ratio") for device in dict.fromkeys(table["device"])]
     names = {"cpu": "CPU", "cuda": "GPU"}
     batches = list(dict.fromkeys(table["batch"]))
-    shape = {"figsize": (3.8 * len(shown), 3.2 * len(batches)), "squeeze": False, "sharex": True, "sharey": True}
-    figure, axes = plt.subplots(len(batches), len(shown), layout="constrained", **shape)
+    figure, axes = _grid(len(batches), len(shown), 3.8, 3.2, sharex=True, sharey=True)
     for row, batch in zip(axes, batches):
         for axis, (device, runtime, value) in zip(row, shown):
             panel = table[(table["device"] == device) & (table["runtime"] == runtime) & (table["batch"] == batch)]
@@ -395,8 +379,7 @@ def fig6_training_curves(curves: pd.DataFrame, sizes: tuple[float, ...]) -> tupl
     """
     means = curves.groupby(["task", "rank", "arm", "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
     tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
-    figure, axes = plt.subplots(len(ranks), len(tasks), figsize=(4 * len(tasks), 2.8 * len(ranks)), layout="constrained",
-                                squeeze=False, sharey=True)
+    figure, axes = _grid(len(ranks), len(tasks), 4, 2.8, sharey=True)
     runs = means.groupby("arm")["count"].max()
     for row, rank in zip(axes, ranks):
         for axis, task in zip(row, tasks):
@@ -416,8 +399,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
     figure and the trials.
     """
     arms, ranks = list(dict.fromkeys(trials["arm"])), sorted(set(trials["rank"]))
-    figure, axes = plt.subplots(len(arms), len(ranks), figsize=(5 * len(ranks), 2.8 * len(arms)), layout="constrained",
-                                squeeze=False, sharex=True)
+    figure, axes = _grid(len(arms), len(ranks), 5, 2.8, sharex=True)
     for row, arm in zip(axes, arms):
         for axis, rank in zip(row, ranks):
             cell = trials[(trials["arm"] == arm) & (trials["rank"] == rank)]

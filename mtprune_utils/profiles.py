@@ -11,6 +11,7 @@ Lengths are in optimizer steps, images in pixels, learning rates in their optimi
 
 import dataclasses
 import difflib
+import itertools
 import math
 import typing
 from dataclasses import dataclass, field
@@ -147,12 +148,10 @@ class Profile:
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
         _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "scale must be (low, high)", self.scale)
-        falling = all(type(size) is float and 0 < size < 1 for size in self.sizes) and list(self.sizes) == sorted(
-            set(self.sizes), reverse=True
-        )
+        falling = all(larger > smaller for larger, smaller in itertools.pairwise((1, *self.sizes, 0)))
         _check(falling, "sizes must be falling shares between 0 and 1", self.sizes)
-        known = all(type(rank) is int and 0 <= rank < len(self.sizes) for rank in self.controls.ranks)
-        _check(known or not self.sizes, f"controls.ranks must be from 0 to {len(self.sizes) - 1}", self.controls.ranks)
+        there = all(0 <= rank < len(self.sizes) for rank in self.controls.ranks)
+        _check(there or not self.sizes, f"controls.ranks must be from 0 to {len(self.sizes) - 1}", self.controls.ranks)
         whole = all(width % self.prune.multiple == 0 for width in self.widths)
         _check(whole, "prune.multiple must divide every width of the dense network", (self.prune.multiple, self.widths))
         _check(self.seeds <= self.tuning.seed, "seeds must leave out tuning.seed", self.seeds)
@@ -164,8 +163,7 @@ class Profile:
         if self.train_images is not None:
             left = self.train_images - max(1, round(self.validation_share * self.train_images))
             _check(left >= self.batch_size, f"of train_images, a batch of {self.batch_size} must be left after validation", left)
-        named_once = self.criteria and len(set(self.criteria)) == len(self.criteria)
-        _check(bool(named_once), "criteria must name at least one, and each once", self.criteria)
+        _check(0 < len(self.criteria) == len(set(self.criteria)), "criteria must name at least one, and each once", self.criteria)
         _check(self.test_images is None or self.test_images >= 1, "test_images must be at least 1", self.test_images)
         self.architecture({})  # it checks backbone, widths and stride
         imagenet = self.backbone == "vgg16" and self.widths == VGG16_WIDTHS

@@ -10,15 +10,11 @@ from mtprune_utils.plots import style_of, title
 NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
     "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),
     "02_prune_iteratively": ("iterative pruning, Taylor or CosPrune", "prune", "-p criterion cosprune -p seed 0"),
-    "03_retrain_from_scratch": (
-        "found architectures from random weights", "retrain", "-p criterion cosprune -p seed 0 -p rank 1",
-    ),
+    "03_retrain_from_scratch": ("found architectures from random weights", "retrain", "-p criterion cosprune -p seed 0 -p rank 1"),
     "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning", ""),
     "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths", ""),
     "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch", ""),
-    "07_tune_optimizer": (
-        "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0",
-    ),
+    "07_tune_optimizer": ("careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0"),
     "08_judge_claims": ("the claims' verdicts", "fig5_claims", ""),
     "09_tour_data": ("the data", "", ""),
     "10_measure_speedup": ("what pruning buys at inference", "fig4_speedup", ""),

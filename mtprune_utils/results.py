@@ -62,9 +62,7 @@ def gather(runs: list[Run], file: str):
 def _with_cells(texts: list[tuple[Run, str]]):
     import pandas as pd  # the launcher, which lays folders again, starts without
 
-    tables = [pd.read_csv(io.StringIO(text)) for _, text in texts]
-    cells = [pd.DataFrame([run.cell] * len(table)) for (run, _), table in zip(texts, tables)]
-    parts = [pd.concat([cell, table], axis=1) for cell, table in zip(cells, tables)]
+    parts = [pd.DataFrame([run.cell]).merge(pd.read_csv(io.StringIO(text)), how="cross") for run, text in texts]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 

@@ -12,7 +12,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib import metadata
@@ -167,19 +167,15 @@ class Experiment:
         """Every run, seed by seed, each after what it starts from."""
         found: dict[Path, Run] = {}
 
-        def add(run: Run) -> None:
-            for upstream in run.inputs:
-                add(upstream)
-            found.setdefault(run.folder, run)
+        def add(runs: Iterable[Run]) -> None:
+            for run in runs:
+                add(run.inputs)
+                found.setdefault(run.folder, run)
 
-        profile = self.profile
-        for seed in range(profile.seeds):
-            for run in self.paper_runs():
-                if run.seed == seed:
-                    add(run)
-            if seed < profile.controls.seeds:
-                for run in self.control_runs(seed):
-                    add(run)
+        for seed in range(self.profile.seeds):
+            add(run for run in self.paper_runs() if run.seed == seed)
+            if seed < self.profile.controls.seeds:
+                add(self.control_runs(seed))
         return list(found.values())
 
     def control_runs(self, seed: int) -> list["Run"]:

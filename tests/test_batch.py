@@ -294,12 +294,6 @@ def test_snakemake_by_hand_refuses_what_the_launcher_refuses(repository, setting
     assert result.returncode != 0 and message in result.stdout + result.stderr
 
 
-def test_nothing_is_done_twice(repository):
-    result = launch(repository)
-    assert result.returncode == 0
-    assert "Everything is up to date: all 8 jobs" in result.stdout
-
-
 def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
     edit(repository / "mtprune_utils/runs.py", '"""', '# a comment\n"""')
     edit(repository / "mtprune_utils/training.py", '"""', '# a comment\n"""')
@@ -374,8 +368,3 @@ def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
     assert not (repository / "runs/smoke/left_over").exists()
 
 
-def test_misspelt_profile_is_refused_in_one_line(repository):
-    command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smok"]
-    result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
-    assert result.returncode != 0
-    assert result.stderr == "unknown profile 'smok': did you mean 'smoke'?\n"

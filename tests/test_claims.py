@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import test_runs
 
 from mtprune_utils import claims, results, stages
 from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
@@ -124,8 +125,7 @@ def test_a_claim_stays_undecided_while_retraining_still_improves():
     improving = tables["retrain_curve"]
     improving.loc[improving["step"] == 1, "depth.relative_error"] += 0.05  # a quarter of the gap
     base = evidence(as_the_paper_says)
-    found = claims.verdict_table(claims.all_claims(claims.Evidence(base.experiment, tables)))
-    row = found[(found["claim"] == "4") & (found["task"] == "all")].iloc[0]
+    row = whole_verdicts(claims.Evidence(base.experiment, tables)).loc["4"]
     assert row["verdict"] == "undecided" and "still improves depth" in row["note"]
 
 
@@ -218,8 +218,7 @@ def test_seeds_without_every_size_and_criterion_are_left_out():
     floor = base.tables["prune_evaluations"]
     floor = floor[~((floor["seed"] == 2) & (floor["criterion"] == "taylor"))]
     tables = base.tables | {"retrain_evaluations": rows, "prune_evaluations": floor}
-    found = claims.verdict_table(claims.all_claims(claims.Evidence(base.experiment, tables)))
-    seeds = found[found["task"] == "all"].set_index("claim")["seeds"]
+    seeds = whole_verdicts(claims.Evidence(base.experiment, tables))["seeds"]
     assert seeds["2"] == 3 and seeds["3"] == 4 and seeds["4"] == 2
 
 
@@ -272,11 +271,7 @@ def test_training_curves_are_drawn_by_size_and_task():
 
 # --- the tables: collected from run folders, and laid out again ---
 
-TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
-    "retrain.steps": 3, "retrain.evaluations": 1, "prune.every": 1, "prune.filters": 110, "tuning.trials": 0,
-    "seeds": 1, "criteria": ["taylor"], "controls.seeds": 0,
-}
+TINY = test_runs.TINY | {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0}
 
 
 @pytest.fixture(scope="module")

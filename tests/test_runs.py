@@ -30,33 +30,6 @@ def test_overrides_replace_single_settings():
     assert profile.prune == PROFILES["quick"].prune
 
 
-@pytest.mark.parametrize(
-    "name, overrides, message",
-    [
-        ("quik", {}, "unknown profile 'quik': did you mean 'quick'"),
-        ("quick", {"dense.stepz": 1}, "unknown setting 'dense.stepz': did you mean 'steps'"),
-        ("quick", {"dense": 1}, "'dense' is a group of settings"),
-        ("quick", {"crop": "96"}, "'crop' takes a int, got '96'"),
-        ("quick", {"dense.steps": True}, "'dense.steps' takes a int, got True"),
-        ("quick", {"dense.schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
-        ("quick", {"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
-        ("quick", {"prune.lr": -1.0}, "lr must be positive"),
-        ("quick", {"scale": [1.0, 0.5]}, "scale must be"),
-        ("quick", {"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
-    ],
-)
-def test_a_mistyped_setting_is_one_clear_line(name, overrides, message):
-    with pytest.raises(ValueError, match=message):
-        get_profile(name, overrides)
-
-
-def test_a_mistyped_cell_of_the_grid_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(ValueError, match="did you mean 'taylor'"):
-        experiment(tmp_path).prune("tailor", 0)
-    with pytest.raises(ValueError, match="rank must be from 0 to 0, got 1"):
-        experiment(tmp_path).retrain("taylor", 0, 1)
-
-
 def test_a_run_is_named_by_every_number_that_its_results_depend_on(tmp_path):
     base, slower = experiment(tmp_path), experiment(tmp_path, **{"prune.lr": 1e-5})
     assert base.dense(0).name == slower.dense(0).name != base.dense(1).name
