@@ -180,6 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
+    if rounds < 1:
+        parser.error("--rounds must be at least 1")
     as_in_a_batch()
     stages.set_up(PROFILES["paper"], stages.device_of(PROFILES["paper"]))
     versions = {"torch": torch.__version__, "python": platform.python_version()}

@@ -16,6 +16,7 @@ import torch
 from mtprune_utils import stages, training
 from mtprune_utils.criteria import Scores
 from mtprune_utils.files import write_atomically
+from mtprune_utils.profiles import PROFILES
 from mtprune_utils.pruning import select_filters
 from mtprune_utils.runs import Experiment, Run
 
@@ -71,10 +72,12 @@ def measure(profile: str, steps: list[int], seeds: int) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--profile", default="quick", choices=PROFILES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4], help="score every so-many-th minibatch")
     options = parser.parse_args()
+    if min(options.seeds, *options.steps) < 1:
+        parser.error("--seeds and --steps must be at least 1")
     torch.set_num_threads(1)
     table = measure(options.profile, options.steps, options.seeds)
     summary = table.drop(columns="seed").groupby("scores", sort=False).agg(["mean", "std"])

@@ -19,10 +19,10 @@ from torch.utils.benchmark import Timer, timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from mtprune_utils import stages, training
-from mtprune_utils.criteria import Scores
+from mtprune_utils.criteria import CRITERIA, Scores
 from mtprune_utils.files import write_atomically
 from mtprune_utils.models import Architecture, build
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.profiles import PROFILES
 
 RESULTS = Path(__file__).parent / "throughput"
 
@@ -80,11 +80,11 @@ def timed_run(case: Case, criterion: str) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="quick")
-    parser.add_argument("--criterion", default="cosprune")
+    parser.add_argument("--profile", default="quick", choices=PROFILES)
+    parser.add_argument("--criterion", default="cosprune", choices=CRITERIA)
     options = parser.parse_args()
     as_in_a_batch()
-    profile = get_profile(options.profile)
+    profile = PROFILES[options.profile]
     stages.set_up(profile, stages.device_of(profile))
     table = timed_run(Case(profile, images=None), options.criterion)
     summary = {"torch": torch.__version__, "precision": profile.precision, "batch": profile.batch_size, "crop": profile.crop}

@@ -267,7 +267,9 @@ def judge_claims(settings: dict, figures: str) -> None:
     notebook, parameters = PROJECT / FIGURE_NOTEBOOKS["fig5_claims"], {**settings, "figures": figures}
     check_run(notebook, parameters)
     execute(notebook, PROJECT / settings["runs"] / settings["profile"] / "figures" / "fig5_claims.ipynb", parameters)
-    renew_readme(PROJECT / figures / Experiment.open(**settings).label)
+    place = PROJECT / figures / Experiment.open(**settings).label
+    renew_readme(place)
+    print(f"Judged: {shown(place / 'table1_claims.csv')}")
 
 
 def renew_readme(figures: Path) -> None:

@@ -1,5 +1,6 @@
 """Which figures no longer follow from the code, numbers and data that are here: `make check`."""
 
+import argparse
 import dataclasses
 import json
 import os
@@ -22,9 +23,9 @@ def outdated(figure: Path) -> list[str]:
         reasons.append("code: figure")
     if (notebook := FIGURE_NOTEBOOKS.get(figure.stem)) and origin.get("notebook") != notebook_digest(PROJECT / notebook):
         reasons.append("code: notebook")
-    stages = {label.split("/")[0] for label, run in origin["runs"].items()
-              if run["code"] != code_digest(label.split("/")[0], data)}
-    reasons += [f"code: {stage}" for stage in sorted(stages)]
+    made_by = {(label.split("/")[0], run["code"]) for label, run in origin["runs"].items()}
+    digests = {stage: code_digest(stage, data) for stage, _ in made_by}
+    reasons += [f"code: {stage}" for stage in sorted({stage for stage, code in made_by if code != digests[stage]})]
     if name not in PROFILES:
         return [*reasons, f"profile {name!r} is gone"]
     now, then = (flat(json.loads(json.dumps(profile))) for profile in (dataclasses.asdict(PROFILES[name]), origin["profile"]))
@@ -56,5 +57,6 @@ def main(figures: Path = PROJECT / "figures") -> int:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     os.environ["MTPRUNE_OFFLINE"] = "1"  # data that is not here stays where it is
     sys.exit(main())

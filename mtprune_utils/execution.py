@@ -44,8 +44,11 @@ class NotebookError(RuntimeError):
 
 def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object]]:
     """{name: (type, default)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
-    cells = json.loads(Path(notebook).read_text())["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    try:
+        cells = json.loads(Path(notebook).read_text())["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{Path(notebook).name} is no Jupyter notebook") from None
     if len(sources) != 1:
         raise ValueError(f"{Path(notebook).name}: {len(sources)} cells are tagged 'parameters', there must be one")
     return _declared(sources[0], Path(notebook).name)

@@ -1,5 +1,6 @@
 """Writes the parts of README.md that runs know better than people: between `<!-- name -->` and `<!-- /name -->`."""
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -118,4 +119,5 @@ def renew() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     renew()

@@ -139,12 +139,13 @@ def test_kernel_ends_with_its_runner(here, signum):
     runner = subprocess.Popen([sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"])
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     runner.send_signal(signum)
-    assert runner.wait(timeout=20) != 0
+    assert runner.wait(timeout=100) != 0
     wait_for(lambda: not alive(Path("pid").read_text()))
     assert not Path("out.ipynb").exists()
 
 
-def test_every_job_gets_a_gpu_of_its_own(monkeypatch):
+def test_every_job_gets_a_gpu_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setattr(batch.tempfile, "tempdir", str(tmp_path))  # the locks are those of all the user's batches
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
     with batch.one_gpu():
         first = os.environ["CUDA_VISIBLE_DEVICES"]
@@ -345,7 +346,7 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     assert second.returncode != 0
     assert second.stdout.strip() == f"profile 'smoke' is already being run there, by process {process.pid}: wait for it or end it"
     process.send_signal(signum)
-    assert process.wait(timeout=25) == code
+    assert process.wait(timeout=100) == code
     wait_for(lambda: not alive((repository / "pid").read_text()))
     if signum != signal.SIGKILL:
         assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 2}

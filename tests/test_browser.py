@@ -8,6 +8,7 @@ import sys
 import nbformat
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -54,19 +55,21 @@ def lab(tmp_path):
 def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
     notebook, address = lab
     browser.get(address)
-    patient = WebDriverWait(browser, 120)
+    redrawn = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException)
+    patient = WebDriverWait(browser, 120, ignored_exceptions=redrawn)
 
     def click(selector: str, text: str) -> None:
-        def there(_):
-            return next((item for item in browser.find_elements(By.CSS_SELECTOR, selector) if text in item.text), None)
-        patient.until(there).click()
+        def clicked(_):
+            item = next((item for item in browser.find_elements(By.CSS_SELECTOR, selector) if text in item.text), None)
+            return item and (item.click() or True)
+        patient.until(clicked)
 
     patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
-    patient.until(lambda _: "Idle" in browser.find_element(By.CSS_SELECTOR, ".jp-Notebook-ExecutionIndicator").get_attribute("data-status").title())
+    kernel = ".jp-Notebook-ExecutionIndicator"
+    patient.until(lambda _: browser.find_element(By.CSS_SELECTOR, kernel).get_attribute("data-status") in ("idle", "Idle"))
     click(".lm-MenuBar-itemLabel", "Run")
     click(".lm-Menu-itemLabel", "Run All Cells")
     last = ".jp-Notebook .jp-CodeCell:last-of-type .jp-RenderedHTMLCommon table"
-    patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, last))
-    assert "position prior" in browser.find_elements(By.CSS_SELECTOR, last)[-1].text
+    assert "position prior" in patient.until(lambda _: browser.find_element(By.CSS_SELECTOR, last).text)
     assert not browser.find_elements(By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
     assert list(notebook.parents[1].glob("runs/smoke/dense/*/done.json"))

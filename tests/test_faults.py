@@ -506,15 +506,17 @@ def test_the_lock_file_pins_what_the_requirements_ask_for_with_hashes():
 @contextlib.contextmanager
 def serving(command, folder):
     """The Jupyter server of that command, with settings of its own in `folder`: its (port, token) while it lasts."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = os.environ | {"JUPYTER_CONFIG_DIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder)}
-    words = [*command, "--no-browser", f"--port={port}", "--allow-root"]
+    words = [*command, "--no-browser", "--port=0", "--allow-root"]
     server = subprocess.Popen(words, cwd=PROJECT, env=environment, stderr=subprocess.DEVNULL)
+
+    def record():
+        with contextlib.suppress(ValueError):  # half written
+            return next((json.loads(file.read_text()) for file in folder.glob("jpserver-*.json")), None)
+
     try:
-        records = wait_for(lambda: list(folder.glob("jpserver-*.json")), 60)
-        yield port, json.loads(records[0].read_text())["token"]
+        server_info = wait_for(record, 60)
+        yield server_info["port"], server_info["token"]
     finally:
         server.terminate()
         server.wait(60)

@@ -3,6 +3,7 @@
 `make stress` kills more often (MTPRUNE_KILLS), at moments drawn from a seed of its own (MTPRUNE_KILL_SEED).
 """
 
+import contextlib
 import json
 import os
 import random
@@ -36,9 +37,29 @@ stages.execute(experiment.retrain("cosprune", 0, 0, "finetune"))
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-c", EXECUTE, str(folder), json.dumps(TINY)]
+LONG = TINY | {"dense.steps": 100_000}  # for what must meet the process in the middle of its first run
+
+
+def start(folder: Path, numbers: dict = TINY) -> subprocess.Popen:
+    command = [sys.executable, "-c", EXECUTE, str(folder), json.dumps(numbers)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@contextlib.contextmanager
+def ended(process: subprocess.Popen):
+    """The process, which does not outlive the block."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_a_checkpoint(process: subprocess.Popen, folder: Path) -> Path:
+    while not (kept := [path for path in checkpoints(folder) if path.name.startswith("step")]):
+        assert process.poll() is None
+        time.sleep(0.001)
+    return kept[0]
 
 
 def results(folder: Path) -> dict[str, bytes]:
@@ -123,14 +144,12 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_end_says_where_it_goes_on(tmp_path, signum):
-    process = start(tmp_path)
-    while not checkpoints(tmp_path):
-        assert process.poll() is None
-        time.sleep(0.001)
-    process.send_signal(signum)
-    said, _ = process.communicate(timeout=60)
+    with ended(start(tmp_path, LONG)) as process:
+        wait_for_a_checkpoint(process, tmp_path)
+        process.send_signal(signum)
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and "whose state is kept: run it again to go on" in said.splitlines()[-1]
-    assert not Experiment.open("smoke", "rooms", "", str(tmp_path), TINY).retrain("cosprune", 0, 0, "finetune").done
+    assert not finished(tmp_path) and checkpoints(tmp_path)
 
 
 def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeypatch):
@@ -148,19 +167,13 @@ def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeyp
 
 
 def test_a_second_process_at_the_same_run_is_refused(tmp_path):
-    process = start(tmp_path)
-    try:
-        while not checkpoints(tmp_path):
-            assert process.poll() is None
-            time.sleep(0.001)
-        process.send_signal(signal.SIGSTOP)
-        second = start(tmp_path)
-        said, _ = second.communicate(timeout=60)
+    with ended(start(tmp_path, LONG)) as first:
+        wait_for_a_checkpoint(first, tmp_path)
+        first.send_signal(signal.SIGSTOP)
+        with ended(start(tmp_path, LONG)) as second:
+            said, _ = second.communicate(timeout=60)
         assert second.returncode == 1
-        assert f"is already being run there, by process {process.pid}: wait for it or end it" in said.splitlines()[-1]
-    finally:
-        process.kill()
-        process.communicate()
+        assert f"is already being run there, by process {first.pid}: wait for it or end it" in said.splitlines()[-1]
 
 
 def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_own(tmp_path):
@@ -169,14 +182,14 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
     command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/01_train_dense.ipynb"]
     runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
-    while not (kept := [path for path in checkpoints(tmp_path) if path.name.startswith("step")]):  # it trains
-        assert runner.poll() is None
-        time.sleep(0.05)
-    asked = time.time()
-    runner.terminate()
-    _, said = runner.communicate(timeout=60)
+    with ended(runner):
+        first = wait_for_a_checkpoint(runner, tmp_path)
+        time.sleep(0.5)  # it is there a moment before the run goes on
+        asked = time.time()
+        runner.terminate()
+        _, said = runner.communicate(timeout=100)
     assert runner.returncode == 128 + signal.SIGTERM
     assert "01_train_dense.ipynb: stopped. Run it again: it goes on from its last checkpoint, if it has one" in said
-    last = max(kept[0].parent.glob("step*.safetensors"))
+    last = max(first.parent.glob("step*.safetensors"))
     assert not last.name.startswith("step000000000") and last.stat().st_mtime >= asked
     assert not (tmp_path / "out.ipynb").exists()
