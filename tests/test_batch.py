@@ -85,6 +85,13 @@ def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
 
 
+@pytest.mark.parametrize("text", ["# prose", "[]", "{}", '{"cells": [1]}'])
+def test_what_is_no_notebook_is_refused_in_one_line(here, text, capsys):
+    Path("README.md").write_text(text)
+    assert batch.main(["notebook", "README.md", "out.ipynb"]) == 1
+    assert capsys.readouterr().err == "README.md is no Jupyter notebook\n"
+
+
 def test_whole_number_is_taken_for_a_float(here):
     assert repr(check_parameters(write_notebook(here / "nb.ipynb"), {"rate": 1})) == "{'rate': 1.0}"
 

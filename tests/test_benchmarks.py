@@ -58,5 +58,15 @@ def test_the_step_by_hand_does_the_work_of_a_scored_one(benchmark, batched):
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("name, words", [
+    ("ratios", "--rounds 0"), ("throughput", "--profile smok"), ("throughput", "--criterion tailor"), ("scores", "--seeds 0"),
+])
+def test_wrong_input_is_refused_before_anything_is_measured(benchmark, monkeypatch, capsys, name, words):
+    monkeypatch.setattr("sys.argv", [name, *words.split()])
+    with pytest.raises(SystemExit):
+        benchmark(name).main()
+    assert words.split()[0] in capsys.readouterr().err.splitlines()[-1]
+
+
 def trainer_of(step):
     return next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "optimizer"))
