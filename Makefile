@@ -46,7 +46,7 @@ stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and com
 check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
 	@$(BIN)/python -m mtprune_utils.check
 
-bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (half an hour; nothing else may run)
+bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty minutes; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py
 
 bench-run: $(INSTALLED)  ## time a complete pruning run, removal by removal, into benchmarks/throughput (PROFILE=quick; paper needs a GPU)
