@@ -51,10 +51,10 @@ def step_flops(case: Case, architecture: Architecture, criterion: str) -> int:
 def timed_run(case: Case, criterion: str) -> pd.DataFrame:
     """One row per stretch between two removals; the first removal's time is among the first stretch's."""
     profile, device = case.profile, case.dataset.train.image.device
-    marks = []  # when each evaluation began and ended; it ends with a transfer, so a GPU has done what came before
+    marks = []  # when each evaluation began and ended
 
     def measure(model: torch.nn.Module) -> dict[str, float]:
-        begun = timer()  # waits for a GPU, if there is one
+        begun = timer()  # each waits for a GPU, if there is one
         metrics = training.evaluate_afresh(model, case.dataset, case.dataset.test, profile)
         marks.append((begun, timer()))
         return metrics

@@ -374,5 +374,3 @@ def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
     assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert not (repository / "runs/smoke/left_over").exists()
-
-

@@ -336,6 +336,14 @@ def test_every_stage_has_its_notebook_and_its_defaults_are_a_run():
         execution.check_run(PROJECT / notebook, {})
 
 
+def test_the_command_line_refuses_it_too(tmp_path):
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/02_prune_iteratively.ipynb",
+               str(tmp_path / "out.ipynb"), "-p", "criterion", "tailor"]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stderr.splitlines() == ["unknown criterion 'tailor': did you mean 'taylor'?"]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("parameters, message", [({"sed": 1}, "did you mean 'seed'"), ({"seed": "one"}, "takes a int, got 'one'")])
 def test_papermill_itself_is_no_way_around_the_check(parameters, message, tmp_path):
     import papermill
@@ -375,6 +383,7 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"scale": [1.0, 0.5]}, "scale must be"),
     ({"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
     ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
+    ({"backbone": "vgg17"}, "choose one of vgg16"),
     ({"widths": [8, 8]}, "widths must be 13 positive numbers"),
     ({"stride": 5}, "stride must be 2, 4, 8, 16 or 32"),
     ({"crop": 4}, "crop must be at least the stride, 8 pixels, got 4"),

@@ -28,6 +28,7 @@ TINY = {
     "retrain.steps": 30, "retrain.evaluations": 3, "prune.every": 8, "prune.filters": 110, "prune.cosine_batches": 2,
     "tuning.trials": 2, "checkpoint_seconds": 0.0,
 }
+LONG = TINY | {"dense.steps": 100_000}  # for what must meet the process in the middle of its first run
 EXECUTE = """
 import json, sys
 from mtprune_utils import stages
@@ -35,9 +36,6 @@ from mtprune_utils.runs import Experiment
 experiment = Experiment.open("smoke", "rooms", "", sys.argv[1], json.loads(sys.argv[2]))
 stages.execute(experiment.retrain("cosprune", 0, 0, "finetune"))
 """
-
-
-LONG = TINY | {"dense.steps": 100_000}  # for what must meet the process in the middle of its first run
 
 
 def start(folder: Path, numbers: dict = TINY) -> subprocess.Popen:

@@ -68,6 +68,13 @@ def test_round_trip_through_a_file(architecture, backbone, tmp_path):
         assert torch.equal(loaded(images)[task], output)
 
 
+def test_a_broken_file_is_one_clear_line(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(model_bytes(model)[:-100])
+    with pytest.raises(ValueError, match="model.safetensors is not a network written by mtprune"):
+        load_model(path)
+
+
 def test_imagenet_weights_fill_the_backbone(monkeypatch):
     import torchvision.models
 
