@@ -26,6 +26,7 @@ STYLES = {  # colour and label; a criterion that is not named here gets the next
     "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"), "magnitude": ("tab:green", "L1 magnitude"),
     "random": ("tab:gray", "random"), "uniform": ("tab:brown", "uniform"),
 }
+DASHES = ("--", ":", "-.")  # of the runs that were tuned for each size, the largest first
 SIZES = {
     "parameters": "parameters", "filters": "backbone filters", "backbone_parameters": "backbone parameters",
     "macs": "multiply-accumulates of one image",
@@ -184,26 +185,44 @@ def _size_axis(axis, label: str) -> None:
 def _legend_below(figure: Figure, axis) -> None:
     """One legend for all panels, where it hides nothing."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+    columns = -(-len(labels) // -(-len(labels) // 6))  # rows of at most six, as equal as can be
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
 
 
-def _draw_curves(axis, size: str, metric: str, pruned: pd.DataFrame, retrained: pd.DataFrame | None) -> Iterator[pd.DataFrame]:
-    """Draws each criterion's curve, and its re-trained networks if given. Yields the data with the columns that name it."""
-    for criterion, table in pruned[pruned["phase"] != "removed"].groupby("criterion", sort=False):
-        colour, label = style_of(criterion)
-        curve = stats.curve_over_seeds(table, size, metric)
-        dashed = {} if retrained is None else {"linestyle": "--"}
-        axis.plot(curve["x"], curve["mean"], color=colour, label=f"{label}, iterative" if dashed else label, **dashed)
-        if curve["sd"].notna().all():
-            axis.fill_between(curve["x"], curve["mean"] - curve["sd"], curve["mean"] + curve["sd"], color=colour, alpha=0.2)
-        if retrained is None:
-            yield curve.assign(criterion=criterion)
-            continue
-        points = stats.points_over_seeds(retrained[retrained["criterion"] == criterion], size, metric, by="rank")
-        style = {"color": colour, "marker": "o", "capsize": 3, "label": f"{label}, from scratch"}
-        axis.errorbar(points["x"], points["mean"], points["sd"], **style)
-        yield curve.assign(arm="iterative", criterion=criterion)
-        yield points.assign(arm="from scratch", criterion=criterion)
+def _draw_criterion(
+    axis, size: str, metric: str, runs: pd.DataFrame, points: pd.DataFrame, sizes: tuple[float, ...]
+) -> Iterator[pd.DataFrame]:
+    """One criterion's pruning runs as curves, and the networks at the profile's sizes as points.
+
+    A run that serves all sizes has its band of standard deviations; where each size has a run that
+    was tuned for it, thin curves show each run. Points have 95 % intervals over seeds. Yields the
+    data with the columns that name it.
+    """
+    colour, label = style_of(runs["criterion"].iloc[0])
+    arms = list(dict.fromkeys(points["arm"]))
+    for tuned_for, run in runs.groupby("rank", dropna=False):
+        one = pd.isna(tuned_for)
+        curve = stats.curve_over_seeds(run, size, metric)
+        share = "" if one else f"{sizes[int(tuned_for)]:.0%}"
+        style = {"linewidth": 1.5 if one else 0.7, "linestyle": "--" if len(arms) > 1 else "-"}
+        if not one:
+            style["linestyle"] = DASHES[int(tuned_for) % len(DASHES)]
+        words = f"{label}, iterative" if one else f"{label}, run tuned for {share}"
+        axis.plot(curve["x"], curve["mean"], color=colour, label=words, **style)
+        if one and curve["sd"].notna().all():
+            low, high = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
+            axis.fill_between(curve["x"], low, high, color=colour, alpha=0.2)
+        yield curve.assign(kind="curve", arm="iterative", tuned_for=share)
+    for arm in arms:
+        at = stats.points_over_seeds(points[points["arm"] == arm], size, metric, by="rank")
+        share = [f"{sizes[int(rank)]:.0%}" for rank in at.pop("rank")]
+        bars = np.abs(at[["low", "high"]].to_numpy().T - at["mean"].to_numpy())
+        name = "from scratch" if arm == "scratch" else "iterative, at the sizes"
+        face = {"fillstyle": "full" if arm == "scratch" or len(arms) == 1 else "none"}
+        style = {"color": colour, "marker": "o", "capsize": 3, "markersize": 5, **face}
+        style["linestyle"] = "-" if arm == "scratch" else ""
+        axis.errorbar(at["x"], at["mean"], np.nan_to_num(bars), label=f"{label}, {name}", **style)
+        yield at.assign(kind="point", arm=arm, tuned_for=share)
 
 
 def _draw_published(axis, metric: str, scratch: bool) -> None:
@@ -216,43 +235,55 @@ def _draw_published(axis, metric: str, scratch: bool) -> None:
 
 
 def _panels_by_size(
-    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
-    published: bool,
+    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame, trivial: pd.DataFrame,
+    tasks: dict[str, Task], sizes: tuple[float, ...], published: bool,
 ) -> tuple[Figure, pd.DataFrame]:
-    """One row of panels for each kind of size, one column for each task, with the levels between which networks lie.
+    """One row of panels for each kind of size, one column for each task, with two levels.
 
-    The paper's x-axis (all parameters) above; below, sizes that the heads' parameters do not hide: filters, parameters of
-    the backbone, multiply-accumulates. Curves of pruning runs after recovery, dashed where points of re-trained networks
-    stand beside them. published: add the paper's points. Returns the figure and the plotted data.
+    The paper's x-axis (all parameters) above; below, sizes that the heads' parameters do not hide:
+    filters, parameters of the backbone, multiply-accumulates. The levels are the dense network and
+    the position prior. published: add the paper's points. Returns the figure and the plotted data.
     """
     prior = trivial[trivial["predictor"] == "position prior"]
+    pruned = pruned[pruned["phase"] != "removed"]
+    targets = {rank: round(size * dense["parameters"].iloc[0]) for rank, size in enumerate(sizes)}
+    points = stats.at_sizes(pruned, targets, [*SIZES, *panels(tasks)])
+    if retrained is not None:  # as in Table 1, without those that landed beside their size
+        right = stats.same_size(retrained["parameters"], retrained["rank"].map(targets))
+        points = pd.concat([points, retrained.loc[right, points.columns]])
     figure, axes = _grid(len(SIZES), len(tasks), 4, 3.2)
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
         for axis, (metric, name) in zip(row, panels(tasks).items()):
             levels = {"dense_network": dense[metric].mean(), "position_prior": prior[metric].mean()}
-            curves = _draw_curves(axis, size, metric, pruned, retrained)
-            data += [curve.assign(size=size, metric=metric, **levels) for curve in curves]
+            for criterion, runs in pruned.groupby("criterion", sort=False):
+                of_criterion = points[points["criterion"] == criterion]
+                drawn = _draw_criterion(axis, size, metric, runs, of_criterion, sizes)
+                names = {"size": size, "metric": metric, "criterion": criterion}
+                data += [part.assign(**names, **levels) for part in drawn]
             for (level, value), colour in zip(levels.items(), ("black", "tab:red")):
-                axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=level.replace("_", " "))
+                label = level.replace("_", " ")
+                axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=label)
             if published and size == "parameters":
                 _draw_published(axis, metric, scratch=retrained is not None)
             axis.set(title=name)
             _size_axis(axis, size_label)
     _legend_below(figure, axes[0, 0])
-    table = pd.concat(data, ignore_index=True)
-    names = [name for name in ("size", "arm", "metric", "criterion") if name in table]
-    return figure, table[[*names, "x", "mean", "sd", "seeds", "dense_network", "position_prior"]]
+    names = ["size", "metric", "criterion", "arm", "kind", "tuned_for"]
+    numbers = ["x", "mean", "sd", "low", "high", "seeds", "dense_network", "position_prior"]
+    return figure, pd.concat(data, ignore_index=True)[[*names, *numbers]]
 
 
 def fig1_iterative_pruning(
-    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task], published: bool = False
+    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
+    sizes: tuple[float, ...], published: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
-    """Figure 1: metrics after recovery against size, mean line and standard-deviation band over seeds.
+    """Figure 1: metrics after recovery against size; at each of the sizes, what Table 1 judges.
 
-    published: add the paper's points. Returns the figure and the plotted data.
+    sizes: the profile's, shares of the dense network's parameters. published: add the paper's
+    points. Returns the figure and the plotted data.
     """
-    return _panels_by_size(pruned, None, dense, trivial, tasks, published)
+    return _panels_by_size(pruned, None, dense, trivial, tasks, sizes, published)
 
 
 def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -288,15 +319,14 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def fig3_retrained_from_scratch(
-    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
-    published: bool = False,
+    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame,
+    tasks: dict[str, Task], sizes: tuple[float, ...], published: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
-    """Figure 3: found architectures re-trained from random weights (solid) against the iterative run (dashed).
+    """Figure 3: found architectures from random weights (solid) against the iterative run.
 
-    Mean and standard deviation over seeds, on Figure 1's axes. published: add the paper's points. Returns the figure and the
-    plotted data.
+    On Figure 1's axes and with its points. Returns the figure and the plotted data.
     """
-    return _panels_by_size(pruned, retrained, dense, trivial, tasks, published)
+    return _panels_by_size(pruned, retrained, dense, trivial, tasks, sizes, published)
 
 
 def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -339,54 +369,86 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, table.assign(widths=[" ".join(map(str, widths)) for widths in table["widths"]])
 
 
-VERDICTS = {"supported": "tab:green", "refuted": "tab:red", "undecided": "tab:gray"}
+OUTCOMES = {  # colours that differ for the colour-blind too (Okabe and Ito, 2008)
+    "equivalent": "#0072B2", "better": "#0072B2", "below half": "#0072B2", "no worse": "#56B4E9",
+    "different": "#D55E00", "differs": "#D55E00", "worse": "#D55E00", "above half": "#D55E00",
+    "differ, size open": "#E69F00", "inconclusive": "#999999", "not told apart": "#999999",
+}
 
 
-def fig5_claims(table: pd.DataFrame, margin: float) -> tuple[Figure, pd.DataFrame]:
-    """Every claim's estimate and interval, the claim as a whole (diamond) and task by task, coloured by verdict.
+def fig5_claims(
+    table: pd.DataFrame, cells: pd.DataFrame, margin: float
+) -> tuple[Figure, pd.DataFrame]:
+    """Every cell of every comparison in Table 1: its estimate and interval, coloured by outcome.
 
-    table: `claims.verdict_table`. Where a claim compares with a threshold, a tick marks it; the grey band is the margin, in
-    which equality needs the thick interval (TOST's) to lie.
+    table, cells: `claims.judge`. One panel per comparison; the grey
+    band is the margin, in which equivalence needs the thick interval (TOST's) to lie. Returns the
+    figure and the cells.
     """
-    rows = table[table["estimate"].notna()].reset_index(drop=True)
-    figure, axis = plt.subplots(figsize=(11, 0.24 * len(rows) + 1), layout="constrained")
-    axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0)
-    axis.axvline(0, color="black", linewidth=0.8)
-    for i, row in rows.iterrows():
-        whole = row["task"] == "all"
-        style = {"color": VERDICTS[row["verdict"]], "marker": "D" if whole else "o", "markersize": 6 if whole else 4}
-        if np.isfinite([row["low"], row["high"]]).all():
-            axis.plot([row["low"], row["high"]], [i, i], color=style["color"], linewidth=1)
-            axis.plot([row["tost_low"], row["tost_high"]], [i, i], color=style["color"], linewidth=3)
-        axis.plot(row["estimate"], i, **style)
-        if row["rule"] != "equal":
-            axis.plot(row["threshold"], i, "|", color="tab:blue", markersize=9, markeredgewidth=1.5)
-    names = [f"{row['claim']}: {row['statement']}" if row["task"] == "all" else row["task"] for _, row in rows.iterrows()]
-    axis.set_yticks(range(len(rows)), [textwrap.fill(name, 60) for name in names], fontsize=8)
-    axis.set(ylim=(len(rows) - 0.5, -0.5), xlabel="shares of the gap between position prior and dense network: "
-             "what is kept (claim 3), or how far the first named is ahead")
-    handles = [axis.plot([], [], "o", color=colour, label=verdict)[0] for verdict, colour in VERDICTS.items()]
-    handles += axis.plot([], [], "|", color="tab:blue", markersize=9, markeredgewidth=1.5, label="threshold")
-    axis.legend(handles=handles, loc="upper right", fontsize="small")
-    return figure, rows
+    shown = [name for name in table["claim"] if name in set(cells["claim"])]
+    columns, most = 4, cells.groupby("claim").size().max()
+    rows = -(-len(shown) // columns)
+    figure, axes = _grid(rows, columns, 4.2, 0.9 + 0.17 * most)
+    for axis, claim in zip(axes.flat, shown):
+        about = table[table["claim"] == claim].iloc[0]
+        _draw_cells(axis, cells[cells["claim"] == claim].iloc[::-1], about["rule"], margin)
+        means = f"{about['outcome']} | the paper: {about['paper']}"
+        words = textwrap.fill(f"{claim}: {about['statement']}", 52)
+        axis.set_title(f"{words}\n{means}", fontsize=7.5, loc="left")
+    for axis in axes.flat[len(shown):]:
+        axis.set_axis_off()
+    handles = [
+        axes[0, 0].plot([], [], "o", color=colour, label=outcome)[0]
+        for outcome, colour in OUTCOMES.items() if outcome in set(cells["outcome"])
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize="small")
+    figure.supxlabel(
+        "shares of the gap between position prior and dense network: how far the first named is "
+        "ahead, or what is kept (claim 3)", fontsize=9,
+    )
+    return figure, cells
 
 
-def fig6_training_curves(curves: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure, pd.DataFrame]:
-    """Re-training, arm by arm: the validation endpoint of each task, as the share of the gap, mean over seeds and criteria.
+def _draw_cells(axis, cells: pd.DataFrame, rule: str, margin: float) -> None:
+    null = 0.5 if rule == "half" else 0.0
+    if rule != "half":
+        axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0)
+    axis.axvline(null, color="black", linewidth=0.8)
+    for i, (_, cell) in enumerate(cells.iterrows()):
+        colour = OUTCOMES[cell["outcome"]]
+        axis.plot([cell["low"], cell["high"]], [i, i], color=colour, linewidth=1)
+        axis.plot([cell["tost_low"], cell["tost_high"]], [i, i], color=colour, linewidth=3)
+        axis.plot(cell["estimate"], i, "o", color=colour, markersize=4)
+    names = [" ".join(filter(None, cell)) for cell in cells[["criterion", "size", "task"]].values]
+    axis.set_yticks(range(len(names)), names, fontsize=6.5)
+    axis.tick_params(axis="x", labelsize=7)
 
-    curves: columns arm, rank, progress (share of the run's own steps), task, kept; sizes: shares of the dense network's
-    parameters, by rank. Returns the figure and the plotted data.
+
+def fig6_training_curves(
+    curves: pd.DataFrame, sizes: tuple[float, ...]
+) -> tuple[Figure, pd.DataFrame]:
+    """Re-training, arm by arm: the validation endpoint of each task, mean over seeds.
+
+    curves: columns criterion, arm, rank, progress (share of the run's own steps), task, kept (share
+    of the gap); sizes: shares of the dense network's parameters, by rank. Returns the figure and
+    the plotted data.
     """
-    means = curves.groupby(["task", "rank", "arm", "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
-    tasks, ranks = list(dict.fromkeys(curves["task"])), sorted(set(means["rank"]))
-    figure, axes = _grid(len(ranks), len(tasks), 4, 2.8, sharey=True)
+    cell = ["criterion", "task", "rank", "arm"]
+    means = curves.groupby([*cell, "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
+    tasks = list(dict.fromkeys(curves["task"]))
+    rows = list(dict.fromkeys(zip(means["criterion"], means["rank"])))
+    figure, axes = _grid(len(rows), len(tasks), 4, 2.8, sharey=True)
     runs = means.groupby("arm")["count"].max()
-    for row, rank in zip(axes, ranks):
+    for row, (criterion, rank) in zip(axes, rows):
         for axis, task in zip(row, tasks):
+            where = (means["criterion"] == criterion) & (means["rank"] == rank)
+            panel = means[where & (means["task"] == task)]
             for colour, arm in enumerate(runs.index):
-                line = means[(means["rank"] == rank) & (means["task"] == task) & (means["arm"] == arm)]
-                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=f"{arm} ({runs[arm]} runs)")
-            axis.set(title=f"{task}, {sizes[int(rank)]:.0%} of the parameters")
+                line = panel[panel["arm"] == arm]
+                many = "1 seed" if runs[arm] == 1 else f"{runs[arm]} seeds"
+                label = f"{arm.replace('_', ' ')} ({many})"
+                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=label)
+            axis.set(title=f"{style_of(criterion)[1]}, {task}, {sizes[int(rank)]:.0%}")
             axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
     _legend_below(figure, axes[0, 0])
     return figure, means

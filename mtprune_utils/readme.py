@@ -1,4 +1,7 @@
-"""Writes the parts of README.md that runs know better than people: between `<!-- name -->` and `<!-- /name -->`."""
+"""Writes what runs know better than people: README.md's and docs' parts between two comments.
+
+They stand between `<!-- name -->` and `<!-- /name -->`.
+"""
 
 import argparse
 from pathlib import Path
@@ -10,17 +13,36 @@ from mtprune_utils.plots import style_of, title
 
 NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
     "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),
-    "02_prune_iteratively": ("iterative pruning, Taylor or CosPrune", "prune", "-p criterion cosprune -p seed 0"),
-    "03_retrain_from_scratch": ("found architectures from random weights", "retrain", "-p criterion cosprune -p seed 0 -p rank 1"),
+    "02_prune_iteratively": (
+        "iterative pruning, Taylor or CosPrune", "prune", "-p criterion cosprune -p seed 0",
+    ),
+    "03_retrain_from_scratch": (
+        "found architectures from random weights", "retrain",
+        "-p criterion cosprune -p seed 0 -p rank 1",
+    ),
     "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning", ""),
     "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths", ""),
     "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch", ""),
-    "07_tune_optimizer": ("careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0"),
+    "07_tune_optimizer": (
+        "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p rank 0",
+    ),
     "08_judge_claims": ("the claims' verdicts", "fig5_claims", ""),
     "09_tour_data": ("the data", "", ""),
     "10_measure_speedup": ("what pruning buys at inference", "fig4_speedup", ""),
 }
-CLAIM_PROFILES = ("study", "quick")  # the first one that has results on every claim decides them
+CLAIM_PROFILES = ("study", "quick")  # the first one that has runs of all of these decides them
+CLAIMS = {  # the README's rows of Table 1, in the paper's terms
+    "1": "One multi-task network saves computation and storage against one network per task.",
+    "2": "Tuned and at equal size, the two criteria find architectures that do not differ "
+         "(re-trained from scratch).",
+    "2 literal": "The same word for word: no *significant* difference.",
+    "2i": "The same of the iteratively pruned networks.",
+    "3": "Iterative pruning collapses at extreme levels, in every task.",
+    "4": "The same architectures, re-trained from random weights, do better.",
+    "4 longer": "Stricter: they do better than fine-tuned ones too, at about equal steps in all.",
+    "2 vs uniform": "Control: the architectures found, against uniform ones of equal size.",
+}
+RESULTS = {"study": "study", "quick": "quick", "fashion": "fashion-multifashion"}
 
 
 def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
@@ -30,92 +52,134 @@ def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def notebook_table(figures: Path) -> str:
-    """Each notebook with the paper's item, a command, the batch's runs and minutes for each, and its figure."""
+    """Each notebook: the paper's item, a command, the batch's runs and minutes, its figure."""
     timings = pd.read_csv(figures / "timings.csv")
     rows = []
     for notebook, (item, what, parameters) in NOTEBOOKS.items():
-        runs = timings[timings["job"].str.split().str[0].eq(what) | timings["job"].eq(f"figure {what}")]
+        of_stage = timings["job"].str.split().str[0].eq(what)
+        runs = timings[of_stage | timings["job"].eq(f"figure {what}")]
         image = figures / f"{what}.png"
         figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
         profile = "study" if what == "tune" else "quick"  # quick does not tune
-        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}".strip()
+        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}"
         minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
-        rows.append((item, link, f"`{command}`", len(runs), minutes, figure))
-    return _table(("paper", "notebook", "one run of it: `RUN` and", "runs in the batch", "minutes each", "figure"), rows)
+        rows.append((item, link, f"`{command.strip()}`", len(runs), minutes, figure))
+    run = "one run of it: `RUN` and"
+    header = ("paper", "notebook", run, "runs in the batch", "minutes each", "figure")
+    return _table(header, rows)
 
 
 def result_table(figures: Path) -> str:
-    """Figure 3 in numbers: at each re-trained size, both arms of both criteria."""
+    """Figure 3 in numbers: at each size, both arms of both criteria."""
     table = pd.read_csv(figures / "fig3_retrained_from_scratch.csv")
-    table = table[table["size"] == "parameters"]
-    seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
+    points = table[(table["size"] == "parameters") & (table["kind"] == "point")]
     rows = []
-    for (metric, criterion), curves in table.groupby(["metric", "criterion"], sort=False):
-        iterative = curves[curves["arm"] == "iterative"]
-        for _, point in curves[curves["arm"] == "from scratch"].sort_values("x", ascending=False).iterrows():
-            near = iterative.iloc[(iterative["x"] - point["x"]).abs().argmin()]
-            digits = 3 if point["mean"] < 10 else 1
-            levels = (f"{point[level]:.{digits}f}" for level in ("position_prior", "dense_network"))
-            arms = (f"{arm['mean']:.{digits}f} ± {arm['sd']:.{digits}f}" for arm in (near, point))
-            rows.append((title(metric), *levels, style_of(criterion)[1], f"{point['x'] / 1000:.0f} k", *arms))
-    header = ("metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch")
-    note = f"Mean ± standard deviation over {seeds} seeds, on the test images; iterative: Figure 3's curve at that size."
+    cells = points.groupby(["metric", "criterion", "tuned_for"], sort=False)
+    for (metric, criterion, _), arms in cells:
+        arms = arms.set_index("arm")
+        digits = 3 if arms["mean"].max() < 10 else 1
+        levels = (
+            f"{arms[level].iloc[0]:.{digits}f}" for level in ("position_prior", "dense_network")
+        )
+        both = (
+            f"{arms.loc[arm, 'mean']:.{digits}f} ± {arms.loc[arm, 'sd']:.{digits}f}"
+            for arm in ("iterative", "scratch")
+        )
+        parameters = f"{arms.loc['scratch', 'x'] / 1000:.0f} k"
+        rows.append((title(metric), *levels, style_of(criterion)[1], parameters, *both))
+    header = (
+        "metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch",
+    )
+    seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
+    note = f"Mean ± standard deviation over {seeds} seeds, on the test images."
     return f"{_table(header, rows)}\n\n{note}"
 
 
 def claims_table(figures: Path) -> str:
-    """The verdict on every claim, of the first of CLAIM_PROFILES that has runs of each. figures: the folder of all profiles."""
+    """What the numbers say of each of CLAIMS, by the first of CLAIM_PROFILES that has runs of all.
+
+    figures: the folder of all profiles.
+    """
     judged = {name: figures / name / "table1_claims.csv" for name in CLAIM_PROFILES}
-    tables = {name: pd.read_csv(path) for name, path in judged.items() if path.exists()}
-    profile = next((name for name, table in tables.items() if (table["seeds"] > 0).all()), CLAIM_PROFILES[-1])
-    table, rows = tables[profile], []
-    for _, row in table[table["task"] == "all"].iterrows():
-        interval = f"{row['low']:+.2f} to {row['high']:+.2f}" if pd.notna(row["low"]) else "–"
-        estimate = f"{row['estimate']:+.2f}" if pd.notna(row["estimate"]) else "–"
-        note = f" ({row['note']})" if pd.notna(row["note"]) else ""
-        rows.append((row["claim"], row["statement"], estimate, interval, row["seeds"], f"**{row['verdict']}**{note}"))
-    folder = f"figures/{profile}"
+    tables = {
+        name: pd.read_csv(path, index_col="claim").reindex(CLAIMS)
+        for name, path in judged.items() if path.exists()
+    }
+    whole = (name for name, table in tables.items() if table["seeds"].notna().all())
+    profile = next(whole, CLAIM_PROFILES[-1])
+    rows = [
+        (claim, CLAIMS[claim], f"**{row['outcome']}**: {row['says']}", f"**{row['paper']}**")
+        for claim, row in tables[profile].iterrows()
+    ]
+    header = ("", "the paper says", "the numbers say", "the paper's claim: the numbers ...")
+    folder, seeds = f"figures/{profile}", int(tables[profile]["seeds_most"].max())
     source = (
-        f"From the `{profile}` profile's results so far. Estimates are means over tasks, in shares of the gap between the "
-        "position prior (0) and the dense network (1): what is kept (claim 3), or by how much the first named is ahead; "
-        f"verdicts are about every task, each with its own interval in "
-        f"[table1_claims.csv]({folder}/table1_claims.csv) and [the forest plot]({folder}/fig5_claims.png). The rules are in "
-        "[08_judge_claims](notebooks/08_judge_claims.ipynb), written down before the runs, but for three that came later and "
-        "can only leave a claim undecided."
+        f"From the `{profile}` profile: {seeds} seeds, small networks, rendered rooms. A cell is a "
+        "criterion, a size and a task. Each is judged by itself; nothing is averaged over cells. "
+        "Numbers are shares of the gap between a predictor that never looks (0) and the dense "
+        "network (1): what is kept (claim 3), or how far the first named is ahead (in claim 2, "
+        f"CosPrune). [Every cell in one figure]({folder}/fig5_claims.png). "
+        "[What each word means](notebooks/08_judge_claims.ipynb). "
+        "[All comparisons, and the reasons](docs/results.md)."
     )
-    if profile != CLAIM_PROFILES[0]:
-        source += " `make study` is what can decide more."
-    return f"{_table(('claim', '', 'estimate', '95 % interval', 'seeds', 'verdict'), rows)}\n\n{source}"
+    return f"{_table(header, rows)}\n\n{source}"
+
+
+def whole_claims_table(figures: Path) -> str:
+    """Table 1 of one profile: every comparison, with the note that says why."""
+    table = pd.read_csv(figures / "table1_claims.csv").fillna({"note": "", "decided_by": ""})
+    rows = []
+    for _, row in table.iterrows():
+        few, most = row["seeds"], row["seeds_most"]
+        several = f"{few:.0f}" if few == most else f"{few:.0f} to {most:.0f}"
+        seeds = "–" if pd.isna(few) else several
+        cells = row["claim"], row["statement"], f"**{row['outcome']}**: {row['says']}", seeds
+        rows.append((*cells, row["paper"], row["note"]))
+    return _table(("", "comparison", "the numbers say", "seeds", "the paper", "note"), rows)
 
 
 def speed_table(benchmarks: Path) -> str:
-    """Every ratio that `make bench` has measured, on each kind of machine. benchmarks: the folder of their tables."""
+    """Every ratio that `make bench` has measured, on each kind of machine.
+
+    benchmarks: the folder of their tables.
+    """
     rows = []
     for path in sorted(benchmarks.glob("*.csv")):
         for _, row in pd.read_csv(path).iterrows():
-            spread = f"{row['low']:.2f} to {row['high']:.2f}"
-            rows.append((f"`{row['name']}`", row["setting"], f"{row['ratio']:.2f}", spread, row["machine"]))
+            ratio, spread = f"{row['ratio']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}"
+            rows.append((f"`{row['name']}`", row["setting"], ratio, spread, row["machine"]))
     return _table(("ratio", "setting", "median", "10 % to 90 % of rounds", "machine"), rows)
 
 
-def updated(text: str, figures: Path) -> str:
-    """README's text with every generated part renewed. figures: the folder of all profiles' figures."""
+def documents(figures: Path) -> dict[str, str]:
+    """{document: its text with every generated part renewed}. figures: of all profiles."""
     quick = figures / "quick"
-    parts = {"notebooks": notebook_table(quick), "results": result_table(quick), "claims": claims_table(figures),
-             "speed": speed_table(PROJECT / "benchmarks" / "results")}
+    parts = {
+        "README.md": {"claims": claims_table(figures), "notebooks": notebook_table(quick)},
+        "docs/results.md": {
+            **{name: whole_claims_table(figures / folder) for name, folder in RESULTS.items()},
+            "results": result_table(quick),
+        },
+        "docs/speed.md": {"speed": speed_table(PROJECT / "benchmarks" / "results")},
+    }
+    return {document: _renewed(document, generated) for document, generated in parts.items()}
+
+
+def _renewed(document: str, parts: dict[str, str]) -> str:
+    text = (PROJECT / document).read_text(encoding="utf-8")
     for name, part in parts.items():
         start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
         if start not in text or end not in text:
-            raise ValueError(f"README.md has no {start.strip()} ... {end}")
+            raise ValueError(f"{document} has no {start.strip()} ... {end}")
         text = text[: text.index(start) + len(start)] + part + "\n" + text[text.index(end) :]
     return text
 
 
 def renew() -> None:
-    """Write the repository's README.md anew, from its figures."""
-    readme = PROJECT / "README.md"
-    write_atomically(readme, updated(readme.read_text(), PROJECT / "figures").encode())
+    """Write the repository's documents anew, from its figures."""
+    for document, text in documents(PROJECT / "figures").items():
+        write_atomically(PROJECT / document, text.encode())
 
 
 if __name__ == "__main__":

@@ -157,9 +157,10 @@ class Experiment:
         """The paper's arms, which Figures 1 to 3 show: dense networks, iterative pruning, re-training from scratch."""
         seeds, ranks = range(self.profile.seeds), range(len(self.profile.sizes))
         pairs = [(criterion, seed) for seed in seeds for criterion in self.profile.criteria]
+        pruned = [self.prune(*pair, rank) for pair in pairs for rank in ranks]  # one, or one a size
         return [
             *(self.dense(seed) for seed in seeds),
-            *(self.prune(*pair) for pair in pairs),
+            *{run.folder: run for run in pruned}.values(),
             *(self.retrain(*pair, rank) for pair in pairs for rank in ranks),
         ]
 

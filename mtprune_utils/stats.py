@@ -1,184 +1,211 @@
-"""Curves over seeds, intervals and verdicts: pure functions over tidy data frames, one row per evaluation."""
+"""Curves over seeds, intervals and outcomes: pure functions over tidy data frames and arrays."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtr, stdtrit  # scipy.stats would take every kernel most of a second to import
+from scipy.special import stdtr, stdtrit  # scipy.stats takes most of a second to import
 
 
 def curve_over_seeds(table: pd.DataFrame, x: str, y: str, points: int = 40) -> pd.DataFrame:
-    """Mean and standard deviation (NaN for a single seed) over seeds of y as a function of x: columns x, mean, sd, seeds.
+    """Mean and standard deviation over seeds of y as a function of x: columns x, mean, sd, seeds.
 
-    Seeds reach different sizes, so each seed's curve is interpolated linearly in log x at common sizes, evenly spaced in
-    log x over the range that every seed covers.
+    Seeds reach different sizes, so each seed's curve is interpolated linearly in log x at common
+    sizes, evenly spaced in log x over the range that every seed covers. sd: NaN for a single seed.
     """
     curves = [seed.sort_values(x) for _, seed in table.groupby("seed")]
     low, high = max(c[x].iloc[0] for c in curves), min(c[x].iloc[-1] for c in curves)
     grid = np.geomspace(low, high, points)
     values = pd.DataFrame([np.interp(np.log(grid), np.log(c[x]), c[y]) for c in curves])
-    return pd.DataFrame({"x": grid, "mean": values.mean(), "sd": values.std(), "seeds": len(curves)})
+    columns = {"x": grid, "mean": values.mean(), "sd": values.std(), "seeds": len(curves)}
+    return pd.DataFrame(columns)
 
 
 def points_over_seeds(table: pd.DataFrame, x: str, y: str, by: str) -> pd.DataFrame:
-    """Mean over seeds of x, and mean and standard deviation of y, for each value of `by`: columns x, mean, sd, seeds."""
+    """Means over seeds of x and y for each value of `by`, and y's spread and 95 % interval.
+
+    Columns: by, x, mean, sd, low, high, seeds. Of a single seed there is no spread: NaN.
+    """
     groups = table.groupby(by)
-    return groups.agg(x=(x, "mean"), mean=(y, "mean"), sd=(y, "std"), seeds=("seed", "nunique")).reset_index(drop=True)
+    points = groups.agg(
+        x=(x, "mean"), mean=(y, "mean"), sd=(y, "std"), seeds=("seed", "nunique")
+    ).reset_index()
+    low, high = interval(points["mean"], points["sd"], points["seeds"], ALPHA)
+    points.insert(4, "low", low.where(points["sd"].notna()))
+    points.insert(5, "high", high.where(points["sd"].notna()))
+    return points
 
 
 # --- differences between arms, and what they allow to say ---
 
 SIZE_TOLERANCE = 0.03  # parameter counts within 3 % count as equal
 ALPHA = 0.05
-BOOTSTRAP_FROM = 10  # seeds; with fewer, percentile bootstraps cover far less than they claim
-RESAMPLES = 10_000
 
 
 def same_size(parameters, target):
     return abs(parameters - target) <= SIZE_TOLERANCE * target
 
 
-def value_at(rows: pd.DataFrame, parameters: float, column: str) -> float:
-    """A column of one run's rows at a parameter count: the nearest row's if within 3 %, else interpolated.
+def value_at(rows: pd.DataFrame, size: float, column: str, by: str = "parameters") -> float:
+    """A column of one run's rows at a size: the nearest row's if within 3 %, else interpolated.
 
-    Interpolation is linear in log(parameters). NaN outside the recorded range.
+    Interpolation is linear in log(size). NaN outside the recorded range. by: the column of sizes.
     """
-    ordered = rows.sort_values("parameters")
-    sizes = ordered["parameters"].to_numpy()
-    nearest = np.abs(sizes - parameters).argmin()
-    if same_size(sizes[nearest], parameters):
+    ordered = rows.sort_values(by)
+    sizes = ordered[by].to_numpy(float)
+    nearest = np.abs(sizes - size).argmin()
+    if same_size(sizes[nearest], size):
         return float(ordered[column].iloc[nearest])
-    return float(np.interp(np.log(parameters), np.log(sizes), ordered[column], left=np.nan, right=np.nan))
+    values = ordered[column].to_numpy(float)
+    return float(np.interp(np.log(size), np.log(sizes), values, left=np.nan, right=np.nan))
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds, and its two-sided confidence interval at any level: interval(alpha) -> (low, high)."""
+def at_sizes(
+    pruned: pd.DataFrame, targets: dict[int, float], columns: list[str]
+) -> pd.DataFrame:
+    """Pruning runs at each size, of the run that was tuned for it or the one that serves all.
 
-    mean: float
-    seeds: int
-    interval: Callable[[float], tuple[float, float]]
-    p: Callable[[float], float]  # two-sided, against a given mean
-
-
-def student(mean: float, sd: float, seeds: int) -> Estimate:
-    """Student's t on (paired differences of) so many seeds. With one seed nothing is known: the interval is infinite."""
-    if seeds < 2:
-        return Estimate(mean, seeds, lambda alpha: (-math.inf, math.inf), lambda null: 1.0)
-    error = sd / math.sqrt(seeds)
-
-    def interval(alpha: float) -> tuple[float, float]:
-        half = error * stdtrit(seeds - 1, 1 - alpha / 2)
-        return mean - half, mean + half
-
-    def p(null: float) -> float:
-        if error == 0:
-            return float(mean == null)
-        return float(2 * stdtr(seeds - 1, -abs(mean - null) / error))
-
-    return Estimate(mean, seeds, interval, p)
+    pruned: recovered networks; columns criterion, seed, arm, rank (NaN: serves all) and landing.
+    targets: parameter counts by rank. It is the very network whose architecture is re-trained,
+    where its size is right; else `value_at`. One row per criterion, seed, arm and rank.
+    """
+    cell = ["criterion", "seed", "arm"]
+    points = []
+    for names, rows in pruned.groupby(cell, sort=False):
+        for rank, size in targets.items():
+            run = rows[rows["rank"].isna() | (rows["rank"] == rank)]
+            landed = run[(run["landing"] == rank) & same_size(run["parameters"], size)]
+            run = landed if len(landed) else run
+            if len(run):
+                widths = run.loc[(run["parameters"] - size).abs().idxmin(), "widths"]
+                values = {column: value_at(run, size, column) for column in columns}
+                points.append({**dict(zip(cell, names)), "rank": rank, "widths": widths, **values})
+    return pd.DataFrame(points, columns=[*cell, "rank", "widths", *columns])
 
 
-def bootstrap(values: np.ndarray) -> Estimate:
-    """Percentile bootstrap over seeds. Equal numbers of seeds are resampled alike: a seed's tasks and sizes stay together."""
-    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
-    means = np.sort(values[drawn].mean(axis=1))
+def interval(mean, sd, seeds, level):
+    """Student's two-sided interval of a mean over seeds, at 1 - level: (low, high).
 
-    def p(null: float) -> float:
-        least = min((means <= null).sum(), (means >= null).sum())
-        return min(1.0, 2 * (least + 1) / (RESAMPLES + 1))
-
-    return Estimate(values.mean(), len(values), lambda alpha: tuple(np.quantile(means, [alpha / 2, 1 - alpha / 2])), p)
-
-
-def estimate(values: np.ndarray) -> Estimate:
-    """The mean of one value per seed: paired t under ten seeds, a bootstrap from there on."""
-    values = np.asarray(values, dtype=float)
-    if len(values) >= BOOTSTRAP_FROM:
-        return bootstrap(values)
-    return student(values.mean(), values.std(ddof=1) if len(values) > 1 else math.nan, len(values))
+    Infinite for one seed. mean, sd, seeds, level: numbers, or arrays that broadcast.
+    """
+    with np.errstate(invalid="ignore"):
+        half = stdtrit(np.subtract(seeds, 1.0), 1 - np.divide(level, 2)) * sd / np.sqrt(seeds)
+    half = np.where(np.less(seeds, 2), np.inf, half)
+    return mean - half, mean + half
 
 
-def holm_levels(p_values: dict[str, float], alpha: float = ALPHA) -> dict[str, float]:
+def p_value(mean, sd, seeds, null=0.0):
+    """Student's two-sided p of a mean over seeds being `null`; 1 for one seed.
+
+    Arrays as in `interval`.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        t = np.abs(np.subtract(mean, null)) / (sd / np.sqrt(seeds))
+        p = 2 * stdtr(np.subtract(seeds, 1.0), -t)
+    return np.where(np.less(seeds, 2) | (np.equal(mean, null) & np.equal(sd, 0)), 1.0, p)
+
+
+def holm_levels(p: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     """The level at which each of several tests is judged together with the others (Holm, 1979).
 
-    The smallest p gets alpha / m, the next alpha / (m - 1) if the first was rejected, and so on; what comes after a test
-    that was not rejected is judged at that test's level.
+    The smallest p gets alpha / m, the next alpha / (m - 1) if the first was rejected, and so on;
+    what comes after a test that was not rejected is judged at that test's level. p: (..., tests).
     """
-    levels, level, rejecting = {}, alpha / max(len(p_values), 1), True
-    for i, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
-        if rejecting:
-            level = alpha / (len(p_values) - i)
-            rejecting = p <= level
-        levels[name] = level
+    count = p.shape[-1]
+    order = np.argsort(p, axis=-1, kind="stable")
+    steps = alpha / (count - np.arange(count))
+    rejected = np.take_along_axis(p, order, axis=-1) <= steps
+    # How many are rejected before the first that is not: it and all after it keep its level.
+    reached = np.cumprod(rejected, axis=-1).sum(axis=-1, keepdims=True)
+    in_order = steps[np.minimum(np.arange(count), reached)]
+    levels = np.empty_like(in_order)
+    np.put_along_axis(levels, order, in_order, axis=-1)
     return levels
 
 
-def judge(estimates: dict[str, Estimate], kind: str, threshold: float) -> tuple[str, pd.DataFrame]:
-    """The verdict on a claim about the mean of every task: "supported", "refuted" or "undecided".
+def judge_cells(mean, sd, seeds, rule: str, margin: float) -> dict[str, np.ndarray]:
+    """What the numbers say of each cell of a comparison, in Lakens's (2017) words.
 
-    kind "equal": supported if every mean lies within +-threshold by two one-sided tests (TOST: its 90 % interval does);
-    refuted if, failing that, any Holm-adjusted 95 % interval excludes zero, even of a task that lies within the margin (a
-    note says so). kind "above" ("below"): supported if every Holm-adjusted interval lies above (below) the threshold,
-    refuted if any lies wholly on the other side. Returns one row per task besides: estimate, low, high (the Holm-adjusted
-    interval), tost_low, tost_high (TOST's, of kind "equal"), p, seeds, the task's own verdict and the note.
+    mean, sd, seeds: (..., cells), of one number per seed. Intervals `low` to `high` are Student's
+    at the level at which Holm's method judges the cell together with the others; `tost_low` to
+    `tost_high` is that of two one-sided tests at 5 %, the 90 % interval. `outcome` is, by rule:
+
+    two-sided  (mean: a difference) "equivalent" if TOST's interval lies within the margin; else
+               "different" if the Holm interval lies wholly beyond it; else "differ, size open" if
+               it excludes zero; else "inconclusive"
+    zero       (mean: a difference) "differs" if the Holm interval excludes zero; else "not told
+               apart"
+    ahead      (mean: how far the first is ahead) "better" if the Holm interval lies above zero;
+               "no worse" if it lies above -margin; "worse" if it lies below zero; else
+               "inconclusive"
+    half       (mean: a share that is kept) "below half" or "above half" if the Holm interval lies
+               on one side of 0.5; else "inconclusive"
     """
-    null = 0.0 if kind == "equal" else threshold
-    levels = holm_levels({task: estimate.p(null) for task, estimate in estimates.items()})
-    rows, fine, against = [], [], []
-    for task, one in estimates.items():
-        low, high = one.interval(levels[task])
-        inner = (math.nan, math.nan)
-        if kind == "equal":
-            inner = one.interval(2 * ALPHA)
-            yes, no = -threshold < inner[0] and inner[1] < threshold, low > 0 or high < 0
-        else:
-            yes, no = (low > null, high < null) if kind == "above" else (high < null, low > null)
-        verdict = "supported" if yes else "refuted" if no else "undecided"
-        differs = "differs, within the margin" if kind == "equal" and yes and no else ""
-        fine.append(yes)
-        against.append(no)
-        rows.append({"task": task, "estimate": one.mean, "low": low, "high": high, "tost_low": inner[0], "tost_high": inner[1],
-                     "p": one.p(null), "seeds": one.seeds, "verdict": verdict, "note": differs})
-    return "supported" if all(fine) else "refuted" if any(against) else "undecided", pd.DataFrame(rows)
+    mean, sd, seeds = np.broadcast_arrays(*(np.asarray(a, dtype=float) for a in (mean, sd, seeds)))
+    null = 0.5 if rule == "half" else 0.0
+    p = p_value(mean, sd, seeds, null)
+    low, high = interval(mean, sd, seeds, holm_levels(p))
+    tost_low, tost_high = interval(mean, sd, seeds, 2 * ALPHA)
+    words = {
+        "two-sided": [
+            ((tost_low > -margin) & (tost_high < margin), "equivalent"),
+            ((low > margin) | (high < -margin), "different"),
+            ((low > 0) | (high < 0), "differ, size open"),
+        ],
+        "zero": [((low > 0) | (high < 0), "differs")],
+        "ahead": [(low > 0, "better"), (low > -margin, "no worse"), (high < 0, "worse")],
+        "half": [(high < null, "below half"), (low > null, "above half")],
+    }[rule]
+    otherwise = "not told apart" if rule == "zero" else "inconclusive"
+    outcome = np.select(*map(list, zip(*words)), default=otherwise)
+    cells = {"low": low, "high": high, "p": p, "outcome": outcome}
+    return cells | ({"tost_low": tost_low, "tost_high": tost_high} if rule == "two-sided" else {})
 
 
-def seeds_to_decide(values: pd.DataFrame, kind: str, threshold: float, most: int = 1000) -> int | None:
-    """The smallest number of seeds at which the claim would be decided if means and spreads stayed as they are.
+def judge_all(outcomes: Iterable[str], rule: str) -> str:
+    """What the numbers say of a comparison as a whole, from its cells' outcomes; never an average.
 
-    values: one row per seed, one column per task. None if that takes more than `most` seeds, or there is only one.
+    two-sided  "equivalent" only if every cell is; else the worst that any cell is
+    zero       "differs" if any cell does, else "not told apart"
+    ahead      "better" if every cell is, "no worse" if every cell is that or better; "mixed" if
+               some are better and some worse; "worse" if some are worse and none better
+    half       "below half" if every cell is; "above half" if any is
+
+    Everything else is "inconclusive".
     """
-    if len(values) < 2:
-        return None
-    for seeds in range(len(values), most + 1):
-        estimates = {task: student(column.mean(), column.std(ddof=1), seeds) for task, column in values.items()}
-        if judge(estimates, kind, threshold)[0] != "undecided":
-            return seeds
+    found = set(outcomes)
+    if len(found) == 1:
+        return found.pop()
+    for word in {
+        "two-sided": ("different", "differ, size open"), "zero": ("differs",), "ahead": ("worse",),
+        "half": ("above half",),
+    }[rule]:
+        if word in found:
+            return "mixed" if word == "worse" and "better" in found else word
+    return "no worse" if found == {"better", "no worse"} else "inconclusive"
+
+
+def seeds_to_decide(
+    mean, sd, seeds, rule: str, margin: float, decided: Collection[str], most: int = 200
+) -> int | None:
+    """The smallest number of seeds at which `judge_all` would say one of `decided`.
+
+    It takes means and spreads as they are. None if that takes more than `most` seeds.
+    """
+    for count in range(int(np.min(seeds)), most + 1):
+        if judge_all(judge_cells(mean, sd, count, rule, margin)["outcome"], rule) in decided:
+            return count
     return None
 
 
-def sign_flip_p(values: np.ndarray) -> float:
-    """Exact two-sided p of the sign-flip test that the mean of one paired difference per seed is zero.
-
-    It assumes nothing but symmetry, and cannot go under 2^(1 - seeds): with few seeds it cannot reject at all, which is
-    no support for equality.
-    """
-    values = np.asarray(values, dtype=float)
-    if len(values) > 20:
-        return math.nan  # a million sign patterns are enough
-    signs = 1 - 2 * ((np.arange(2 ** len(values))[:, None] >> np.arange(len(values))) & 1)
-    means = np.abs(signs @ values)
-    return float((means >= np.abs(values.sum()) * (1 - 1e-12)).mean())
-
-
 def collapse_sizes(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
-    """The parameter count from which on each seed's run keeps less than half of a task, all the way down.
+    """The parameter count from which on each seed's run keeps less than half of a task.
 
-    A dip that it recovers from, as after a first removal at a high learning rate, is no collapse. table: one row per size
-    with columns seed, parameters and one per task, the share that is kept. Returns one row per seed, one column per task;
-    NaN where a seed still keeps half at its end (censored).
+    A dip that it recovers from, as after a first removal at a high learning rate, is no collapse.
+    table: one row per size with columns seed, parameters and one per task, the share that is kept.
+    Returns one row per seed, one column per task; NaN where a seed still keeps half at its end
+    (censored).
     """
     sizes = {}
     for task in tasks:
@@ -189,14 +216,16 @@ def collapse_sizes(table: pd.DataFrame, tasks: list[str]) -> pd.DataFrame:
 
 
 def collapse_order(sizes: pd.Series, others: pd.Series) -> dict[str, float]:
-    """Which of two runs of a seed collapses first, over the seeds that both have: counts, and an exact two-sided sign test.
+    """Which of two runs of a seed collapses first: counts, and an exact two-sided sign test.
 
-    sizes, others: columns of `collapse_sizes`. A censored run collapses after any that is not; two censored ones, and sizes
-    within 3 %, are ties, which the test leaves out. Columns earlier, later, tied, p_sign.
+    sizes, others: columns of `collapse_sizes`; the seeds that both have count. A censored run
+    collapses after any that is not; two censored ones, and sizes within 3 %, are ties, which the
+    test leaves out. Columns earlier, later, tied, p_sign.
     """
     first, second = (column.fillna(0.0) for column in sizes.align(others, join="inner"))
     tied = same_size(first, second)
     earlier, later = int(((first > second) & ~tied).sum()), int(((first < second) & ~tied).sum())
     untied = earlier + later
     tail = sum(math.comb(untied, k) for k in range(min(earlier, later) + 1)) / 2**untied
-    return {"earlier": earlier, "later": later, "tied": int(tied.sum()), "p_sign": min(1.0, 2 * tail)}
+    p = min(1.0, 2 * tail)
+    return {"earlier": earlier, "later": later, "tied": int(tied.sum()), "p_sign": p}
