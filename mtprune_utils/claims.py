@@ -247,8 +247,10 @@ class Evidence:
                 run = self.runs.get(tuple(names), self.pruned[:0])  # none of a re-trained network
                 run = run[run["rank"].isna() | (run["rank"] == pair["rank"])]
                 size = max(pair["macs"], pair["macs.other"])
-                for column in ("macs", *self.endpoints) if len(run) else ():
-                    both.loc[i, f"{column}{smaller}"] = stats.value_at(run, size, column, "macs")
+                if len(run):
+                    values = [stats.value_at(run, size, task, "macs") for task in self.endpoints]
+                    columns = [f"{column}{smaller}" for column in (*self.endpoints, "macs")]
+                    both.loc[i, columns] = [*values, size]
             left_out |= ~stats.same_size(both["macs"], both["macs.other"])
         return both.assign(left_out=left_out)
 
@@ -258,11 +260,12 @@ class Evidence:
 
     def by_cell(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows with seed, criterion, size and one column per task: by seed, one column per cell."""
-        tasks = list(self.endpoints)
-        cells = [(c, size, task) for c, size in rows[CELL[:2]].drop_duplicates().values for task in tasks]
+        if rows.empty:
+            return pd.DataFrame(columns=pd.MultiIndex.from_tuples([], names=CELL), dtype=float)
+        tasks, networks = list(self.endpoints), rows[CELL[:2]].drop_duplicates()
         wide = rows.set_index(["seed", *CELL[:2]])[tasks].astype(float).unstack(CELL[:2])
         wide.columns = wide.columns.reorder_levels([1, 2, 0]).rename(CELL)
-        return wide[cells] if cells else wide
+        return wide[[(*network, task) for network in networks.values for task in tasks]]
 
     def training_curves(self) -> pd.DataFrame:
         """The re-training curves of both criteria's architectures: `kept` on validation images.
@@ -300,7 +303,8 @@ class Evidence:
 
     def _kept_finetuned(self) -> pd.DataFrame:
         rows = self.of_criteria(self.points)
-        return self.by_cell(rows[rows["arm"] == "finetune"].assign(size=rows["rank"]))
+        rows = rows[rows["arm"] == "finetune"]
+        return self.by_cell(rows.assign(size=rows["rank"]))
 
     def _last_gains(self, arm: str) -> pd.Series:
         """By task: what the arm gains between its last two evaluations, where it gains most."""
@@ -351,7 +355,8 @@ def premise(evidence: Evidence) -> pd.DataFrame:
     """One multi-task network against one full-size network per task, and what share is saved.
 
     Sizes of the single-task networks are summed over tasks. Memory in MiB, float32: all weights,
-    and what one image leaves for the backward pass. Below, Delta_m with its 95 % interval.
+    and what one image leaves for the backward pass. Below, what changes for each task, and the
+    mean over tasks (Delta_m) with its 95 % interval.
     """
     experiment, dense = evidence.experiment, evidence.tables["dense_evaluations"]
     crop = (evidence.profile.crop, evidence.profile.crop)
@@ -371,27 +376,32 @@ def premise(evidence: Evidence) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     saved = ["parameters", "macs", "weights_mib", "activations_mib"]
     table.loc[saved, "saved"] = 1 - table["multi-task"] / table["single-task"]
-    changes = delta_m_by_seed(evidence)
-    low, high = stats.interval(changes.mean(), changes.std(), len(changes), stats.ALPHA)
-    ends = {"delta_m": changes.mean(), "delta_m_low": low, "delta_m_high": high}
-    for name, value in (ends | {"seeds": len(changes)}).items():
+    changes = changes_by_seed(evidence)
+    for task, change in changes.mean().items():
+        table.loc[f"change.{task}", "multi-task"] = change
+    delta = changes.mean(axis=1)
+    low, high = stats.interval(delta.mean(), delta.std(), len(delta), stats.ALPHA)
+    ends = {"delta_m": delta.mean(), "delta_m_low": low, "delta_m_high": high}
+    for name, value in (ends | {"seeds": len(delta)}).items():
         table.loc[name, "multi-task"] = value if np.isfinite(value) else np.nan
     return table
 
 
-def delta_m_by_seed(evidence: Evidence) -> pd.Series:
-    """Delta_m of the multi-task network against the single-task networks of its seed.
+def changes_by_seed(evidence: Evidence) -> pd.DataFrame:
+    """Relative change of each task's metric against the single-task network of the seed.
 
-    Positive is better.
+    One row per seed, one column per task; positive is better. Delta_m is the mean over tasks.
     """
     dense = evidence.tables["dense_evaluations"]
     changes = {}
     for seed, rows in dense[dense["seed"] < evidence.profile.seeds].groupby("seed"):
         rows = rows.set_index("arm")
         if {"multitask", *evidence.endpoints} <= set(rows.index):
-            single = {column: rows.loc[task, column] for task, column in evidence.endpoints.items()}
-            changes[seed] = delta_m(evidence.experiment.tasks, rows.loc["multitask"], single)
-    return pd.Series(changes, dtype=float)
+            changes[seed] = {
+                name: delta_m({name: task}, rows.loc["multitask"], rows.loc[name])
+                for name, task in evidence.experiment.tasks.items()
+            }
+    return pd.DataFrame.from_dict(changes, "index", dtype=float, columns=list(evidence.endpoints))
 
 
 def collapses(evidence: Evidence) -> pd.DataFrame:
@@ -475,10 +485,14 @@ def savings(table: pd.DataFrame) -> dict:
     saves = saved["parameters"] > 0 and saved["macs"] > 0
     seeds = int(ends["seeds"])
     interval = f" [{ends['delta_m_low']:+.1%}, {ends['delta_m_high']:+.1%}]" if seeds > 1 else ""
+    changes = ends[ends.index.str.startswith("change.")].sort_values()
+    lowest, highest = (
+        f"{changes.iloc[i]:+.1%} ({changes.index[i].removeprefix('change.')})" for i in (0, -1)
+    )
     says = (
         f"{saved['parameters']:.0%} of the parameters and {saved['macs']:.0%} of the MACs saved "
-        f"against {table.loc['networks', 'single-task']:.0f} full-size networks, "
-        f"at Delta_m {ends['delta_m']:+.1%}{interval}"
+        f"against {table.loc['networks', 'single-task']:.0f} full-size networks; metrics change by "
+        f"{ends['delta_m']:+.1%}{interval} on average (Delta_m), from {lowest} to {highest}"
     )
     outcome, paper = ("saves", AGREES) if saves else ("does not save", DISAGREES)
     return row | {
