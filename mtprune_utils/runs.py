@@ -107,6 +107,29 @@ class Experiment:
         """From a notebook's parameters. A relative `runs` starts at the repository, wherever the notebook runs."""
         return cls(get_profile(profile, overrides), data, root, PROJECT / runs)
 
+    # --- other code ---
+
+    @property
+    def vouched_file(self) -> Path:
+        return PROJECT / "figures" / self.label / "results" / "vouched.json"
+
+    @property
+    def vouched(self) -> list[dict]:
+        """What `make vouch` has found: of a stage, which codes' digests ("from") give the same numbers as another's ("to")."""
+        return read_json(self.vouched_file) if self.vouched_file.exists() else []
+
+    def same_code(self, stage: str, code: str) -> set[str]:
+        """The digests of all code that is known to give a stage the same numbers as `code`, which is among them."""
+        found = [{*stamp["from"], stamp["to"]} for stamp in self.vouched if stamp["stage"] == stage]
+        same = {code}
+        for _ in found:  # one leads to the next, in any order
+            same = same.union(*(group for group in found if group & same))
+        return same
+
+    def current(self, stage: str, code: str) -> bool:
+        """Whether results of that code are the present code's: it is the same, or vouched for."""
+        return code in self.same_code(stage, code_digest(stage, self.data))
+
     # --- single runs: each raises ValueError for an unknown cell ---
 
     def dense(self, seed: int, arm: str = "multitask") -> "Run":
