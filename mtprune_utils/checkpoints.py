@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,7 +32,8 @@ class Interrupted(RuntimeError):
 class Checkpoints:
     """Those of one run, in a folder of their own.
 
-    seconds: how long to go on before the next one. origin: the code, device, threads and so on that the run's bits depend on.
+    seconds: how long to go on before the next one. origin: the run's name, and the code, device, threads and so on that
+    its bits depend on.
     report: told which checkpoint is gone on from, and which are not fit for that. A run of several parts (a search of its
     trials) says in `part` which one it is at. Checkpoints of another origin or part are not gone on from.
     """
@@ -41,6 +42,7 @@ class Checkpoints:
         self.folder, self.seconds, self.origin, self.report = folder, seconds, origin, report
         self.part = ""
         self.step = 0  # of the last one
+        self.loaded: Path | None = None  # what is gone on from, until that has led to a next step
         self.stop = False
         self._earlier, self._started = 0.0, time.monotonic()
         self._written = self._started
@@ -58,10 +60,13 @@ class Checkpoints:
             step, digest = name.groups()
             if checksum(path)[: len(digest)] != digest:
                 self.report(f"{path.name} is damaged: going back to the checkpoint before it")
-            elif (saved := unpack(path))["of"] != [self.origin, self.part]:
-                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run: not used")
+            elif not (saved := _whole(path)):
+                self.report(f"{path.name} is no checkpoint: going back to the one before it")
+            elif saved["of"] != [self.origin, self.part]:
+                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run, or by "
+                            "another run: not used")
             else:
-                self.step, self._earlier = int(step), saved["elapsed"]
+                self.step, self._earlier, self.loaded = int(step), saved["elapsed"], path
                 self.report(f"going on after step {self.step}")
                 return saved["state"]
             path.unlink()
@@ -69,6 +74,7 @@ class Checkpoints:
 
     def keep(self, step: int, state: Callable[[], dict]) -> None:
         """Write `state()` down if it is time for that; between steps only. Raises Interrupted if a stop was asked for."""
+        self.loaded = None
         if not self.stop and time.monotonic() - self._written < self.seconds:
             return
         content = pack({"of": [self.origin, self.part], "elapsed": self.elapsed, "state": state()})
@@ -104,6 +110,15 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _whole(path: Path) -> dict | None:
+    """What a checkpoint file holds, None if it is not what `keep` writes."""
+    try:
+        saved = unpack(path)
+        return saved if isinstance(saved["state"], dict) and saved["of"] and saved["elapsed"] >= 0 else None
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError):
+        return None
 
 
 def random_state() -> list[Tensor]:

@@ -3,7 +3,9 @@
 runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results depend on>/
     params.json  provenance.json  *.csv  model.safetensors  timing.json  done.json (written last)
 
-A run is finished if done.json is there. Files are written beside their place and renamed, so none is ever half there.
+A run is finished if done.json is there, which holds checksums of what the run wrote, the digest of its code, and the
+content of what it started from: times do not count. Files are written beside their place and renamed, so none is ever
+half there.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -126,9 +129,37 @@ class Experiment:
             same = same.union(*(group for group in found if group & same))
         return same
 
+    @cached_property
+    def _present(self) -> dict[str, set[str]]:
+        return {stage: self.same_code(stage, code_digest(stage, self.data)) for stage in TABLES}
+
     def current(self, stage: str, code: str) -> bool:
         """Whether results of that code are the present code's: it is the same, or vouched for."""
-        return code in self.same_code(stage, code_digest(stage, self.data))
+        return code in self._present[stage]
+
+    @property
+    def ways_on(self) -> str:
+        """What to do about runs of other code."""
+        data = "" if self.data == "rooms" else f" DATA={self.data}"
+        vouch = f"make vouch PROFILE={self.profile.name}{data}"
+        return f"repeat them (delete their folders), or see by `{vouch}` whether the numbers are the same"
+
+    def check_codes(self, codes: Iterable[tuple[str, str]]) -> dict[str, str]:
+        """Whether runs, of which each is given by its stage and its code's digest, may be shown together.
+
+        Returns {stage: digest} of those that the present code did not make, and says so. Raises ValueError where those of
+        one stage are of several codes.
+        """
+        codes, other = sorted(set(codes)), {}
+        for stage, code in codes:
+            if foreign := [c for s, c in codes if s == stage and c not in self.same_code(stage, code)]:
+                raise ValueError(f"{stage} runs are of several codes, {code} and {', '.join(foreign)}: {self.ways_on}")
+            if not self.current(stage, code):
+                other[stage] = code
+        for stage, code in other.items():
+            now = code_digest(stage, self.data)
+            print(f"{stage} runs are of other code, {code}, not the present {now}: {self.ways_on}", file=sys.stderr)
+        return other
 
     # --- single runs: each raises ValueError for an unknown cell ---
 
@@ -274,12 +305,24 @@ class Run:
             own["budget"] = profile.controls.budget
         cell = {"seed": self.seed, "criterion": self.criterion, "arm": self.arm}
         cell["size"] = None if self.rank is None else profile.sizes[self.rank]
+        tasks = self.experiment.tasks.items()
+        one = self.stage == "dense" and self.arm != "multitask"
+        cell["tasks"] = {name: task.channels for name, task in tasks if not one or name == self.arm}
         upstream = {"inputs": [run.name for run in self.inputs]}
         return {"stage": self.stage, "data": self.experiment.data_digest, **cell, **upstream, **own, **shared}
 
     @cached_property
     def name(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:10]
+        return self._named(self.params)
+
+    @cached_property
+    def stream(self) -> str:
+        """What a search draws its trials by: the name as it was before names had tasks, so that trials stay what they were."""
+        before = {key: value for key, value in self.params.items() if key != "tasks"}
+        return self._named(before | {"inputs": [run.stream for run in self.inputs]})
+
+    def _named(self, params: dict) -> str:
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
         parts = [self.criterion, f"seed{self.seed}", None if self.rank is None else f"rank{self.rank}", self.arm, digest]
         return "-".join(part for part in parts if part)
 
@@ -291,21 +334,52 @@ class Run:
     def done(self) -> bool:
         return self.path("done.json").exists()
 
-    def finish(self, code: str) -> None:
-        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest."""
+    @property
+    def lock_file(self) -> Path:
+        """Beside the run folders: to delete one lets nobody else in."""
+        return self.experiment.root / self.profile.name / ".locks" / f"{self.stage}-{self.name}"
+
+    @property
+    def code(self) -> str:
+        """The digest of the code that a finished run is of."""
+        return read_json(self.path("done.json"))["code"]
+
+    @property
+    def content(self) -> str:
+        """A hash of what other runs and figures take from a finished one, weights left out: they follow from the same code."""
+        sums = read_json(self.path("done.json"))["files"]
+        taken = [sums[file] for file in (*TABLES[self.stage], "best.json") if file in sums]
+        return hashlib.sha256(" ".join(taken).encode()).hexdigest()[:16]
+
+    def input_contents(self) -> dict[str, str]:
+        """{name: content} of the finished runs that it starts from."""
+        return {run.name: run.content for run in self.inputs if run.done}
+
+    def outdated(self) -> str:
+        """Why a finished run does not count as the present code's, in one line; "" if it does."""
+        label = f"{self.stage} {self.name}"
+        if not self.experiment.current(self.stage, self.code):
+            now = code_digest(self.stage, self.experiment.data)
+            return f"{label} is of other code, {self.code}, not the present {now}: {self.experiment.ways_on}"
+        now, then = self.input_contents(), read_json(self.path("done.json")).get("inputs", {})
+        if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
+            return f"{label} was made from other results of {', '.join(changed)} than are here: delete its folder to repeat it"
+        return next(filter(None, (run.outdated() for run in self.inputs if run.done)), "")
+
+    def finish(self, code: str, inputs: dict[str, str] | None = None) -> None:
+        """Write the marker, with a checksum of everything that other runs and figures read.
+
+        code: the run's digest. inputs: `input_contents` as the run began; by default, as they are.
+        """
         names = ("*.csv", "*.safetensors", "best.json", "provenance.json", "timing.json")
         files = {path.name: checksum(path) for name in names for path in sorted(self.folder.glob(name))}
-        self.write_json("done.json", {"code": code, "files": files})
+        inputs = self.input_contents() if inputs is None else inputs
+        self.write_json("done.json", {"code": code, "inputs": inputs, "files": files})
 
     def vouch_for(self, file: str) -> None:
-        """Note the checksum of weights that a finished run has got again.
-
-        The marker keeps its time: what was made from the run stays up to date.
-        """
-        marker = self.path("done.json")
-        record, before = read_json(marker), marker.stat()
+        """Note the checksum of weights that a finished run has got again."""
+        record = read_json(self.path("done.json"))
         self.write_json("done.json", record | {"files": record["files"] | {file: checksum(self.path(file))}})
-        os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
         """Take a finished run for unfinished if its tables are no longer what it wrote. (Weights: see `stages.network`.)"""
@@ -323,7 +397,7 @@ class Run:
         try:
             record = read_json(self.path("done.json"))
             tables = [name for name in record["files"] if not name.endswith(".safetensors")]
-            if "code" in record and set(tables) >= set(TABLES[self.stage]):
+            if "code" in record and set(tables) >= {*TABLES[self.stage], "provenance.json"}:
                 return [name for name in tables if not self.intact(name)]
         except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not what `finish` writes
             pass
@@ -351,9 +425,10 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
     own = {"tune": ("optuna",), "figure": ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")}.get(stage, ())
     packages = ("torch", "numpy", "torch-pruning", "safetensors", *own)
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),
+        "dirty": None if changes is None else bool(changes),
         "code": code_digest(stage, data),
         "data": data,
         "python": platform.python_version(),
@@ -363,9 +438,17 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says, asked in the repository; None if there is none."""
+    """What git says of the repository; None if there is none, as for an installed package or a download.
+
+    One that lies around it, or that GIT_DIR names, is somebody else's.
+    """
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def said(*words: str) -> str:
+        result = subprocess.run(["git", *words], cwd=PACKAGE.parent, env=own, capture_output=True, text=True, check=True)
+        return result.stdout.strip()
+
     try:
-        result = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+        return said(*arguments) if Path(said("rev-parse", "--show-toplevel")) == PACKAGE.parent else None
     except (OSError, subprocess.CalledProcessError):
-        return None  # an installed package has no history
-    return result.stdout.strip()
+        return None

@@ -132,7 +132,7 @@ def _chain(run: Run, drawn: list[Run], committed: Experiment) -> list[tuple[Run,
     """The run after what it starts from, each with the committed files that it is given: searches not drawn."""
     if run.stage == "tune" and run not in drawn:
         known = replace(run, experiment=committed)
-        return [(known, {file: known.path(file).read_text() for file in (*TABLES["tune"], "best.json")})]
+        return [(known, {file.name: file.read_text() for file in known.folder.iterdir() if file.name != "done.json"})]
     upstream = [link for source in run.inputs for link in _chain(source, drawn, committed)]
     return [*upstream, (replace(run, experiment=committed), None)]
 
