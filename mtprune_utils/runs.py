@@ -144,22 +144,19 @@ class Experiment:
         vouch = f"make vouch PROFILE={self.profile.name}{data}"
         return f"repeat them (delete their folders), or see by `{vouch}` whether the numbers are the same"
 
-    def check_codes(self, codes: Iterable[tuple[str, str]]) -> dict[str, str]:
-        """Whether runs, of which each is given by its stage and its code's digest, may be shown together.
+    def check_codes(self, codes: Iterable[tuple[str, str]]) -> None:
+        """Whether runs, each given by its stage and its code's digest, may be shown together; says which are of other code.
 
-        Returns {stage: digest} of those that the present code did not make, and says so. Raises ValueError where those of
-        one stage are of several codes.
+        Raises ValueError where those of one stage are of several codes.
         """
-        codes, other = sorted(set(codes)), {}
+        codes = sorted(set(codes))
         for stage, code in codes:
             if foreign := [c for s, c in codes if s == stage and c not in self.same_code(stage, code)]:
                 raise ValueError(f"{stage} runs are of several codes, {code} and {', '.join(foreign)}: {self.ways_on}")
+        for stage, code in codes:
             if not self.current(stage, code):
-                other[stage] = code
-        for stage, code in other.items():
-            now = code_digest(stage, self.data)
-            print(f"{stage} runs are of other code, {code}, not the present {now}: {self.ways_on}", file=sys.stderr)
-        return other
+                now = code_digest(stage, self.data)
+                print(f"{stage} runs are of other code, {code}, not the present {now}: {self.ways_on}", file=sys.stderr)
 
     # --- single runs: each raises ValueError for an unknown cell ---
 
