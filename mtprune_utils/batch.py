@@ -260,10 +260,10 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
 
 
 def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
-    """Take for unfinished what the present code and what is here would not give again, so that Snakemake makes it anew.
+    """Take for unfinished what is not the present code's, or not made from what is here: by content, not by time.
 
-    That is decided by content: Snakemake itself makes only what is missing, and what depends on it. restored: the runs
-    come from committed tables; those of other code are refused (ValueError) rather than lost.
+    Snakemake then makes what is missing, and what depends on it. restored: the runs come from committed tables; rather
+    than lost, those of other code are refused (ValueError).
     """
     from mtprune_utils import check
 
@@ -272,9 +272,10 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
         run.reopen_if_damaged(print)
     outdated = {run: why for run in grid if run.done and (why := run.outdated())}
     if outdated:
-        what = f"{len(outdated)} of {len(grid)} finished runs are not the present code's. {next(iter(outdated.values()))}"
+        what = f"{len(outdated)} of {len(grid)} runs are outdated: {next(iter(outdated.values()))}"
         if restored:
-            raise ValueError(f"{what}; `make figures PROFILE={experiment.profile.name}` starts without the tables")
+            again = f"make figures PROFILE={experiment.profile.name}"
+            raise ValueError(f"{what}. `{again}` makes all again, without the tables")
         print(f"{what}. They are made again.", flush=True)
     for run in outdated:
         run.path("done.json").unlink()
@@ -282,7 +283,7 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
         if not check.is_current(figure, experiment):
             figure.unlink()
     for path in (file for run in grid for file in run.folder.glob("*")):
-        if path.stat().st_mtime > time.time():  # Snakemake refuses outputs that are older than inputs
+        if path.stat().st_mtime > time.time():  # the clock was ahead: Snakemake's check would fail
             os.utime(path)
 
 

@@ -23,21 +23,22 @@ def drawn_otherwise(figure: Path, origin: dict) -> list[str]:
 
 
 def is_current(figure: Path, experiment: Experiment) -> bool:
-    """Whether a batch need not draw a figure, given by its provenance file, again: by content, whatever the times."""
-    runs = {f"{run.stage}/{run.name}": run for run in experiment.runs() if run.done}
+    """Whether the figure with this provenance file would be drawn alike again from the runs that are here."""
+    runs = {f"{run.stage}/{run.name}": run.content for run in experiment.runs() if run.done}
     try:
         origin = read_json(figure)
-        same = all(label in runs and runs[label].content == run["content"] for label, run in origin["runs"].items())
-        return same and origin["profile"]["margin"] == experiment.profile.margin and not drawn_otherwise(figure, origin)
+        shown = {label: run["content"] for label, run in origin["runs"].items()}
+        same = shown.items() <= runs.items() and origin["profile"]["margin"] == experiment.profile.margin
+        return same and not drawn_otherwise(figure, origin)
     except (ValueError, LookupError, TypeError):  # no JSON, or not what `save_figure` writes
         return False
 
 
 def other_codes(origin: dict) -> dict[str, tuple[str, str]]:
-    """{stage: (their digest, the present one)} of the runs shown that are not of the present code to the letter."""
-    made_by = sorted({(label.split("/")[0], run["code"]) for label, run in origin["runs"].items()})
-    now = {stage: code_digest(stage, origin["data"]) for stage, _ in made_by}
-    return {stage: (code, now[stage]) for stage, code in made_by if code != now[stage]}
+    """{stage: (their digest, the present one)} of the runs shown, where these are not the same."""
+    codes = sorted({(label.split("/")[0], run["code"]) for label, run in origin["runs"].items()})
+    now = {stage: code_digest(stage, origin["data"]) for stage, _ in codes}
+    return {stage: (code, now[stage]) for stage, code in codes if code != now[stage]}
 
 
 def outdated(figure: Path) -> list[str]:
@@ -47,9 +48,9 @@ def outdated(figure: Path) -> list[str]:
     reasons = drawn_otherwise(figure, origin)
     if name not in PROFILES:
         return [*reasons, f"profile {name!r} is gone"]
-    experiment = Experiment(PROFILES[name], data)
-    other = other_codes(origin)
-    reasons += [f"code: {stage}" for stage, (code, now) in other.items() if code not in experiment.same_code(stage, now)]
+    same = Experiment(PROFILES[name], data).same_code
+    other = other_codes(origin).items()
+    reasons += [f"code: {stage}" for stage, (code, now) in other if code not in same(stage, now)]
     now, then = (flat(json.loads(json.dumps(profile))) for profile in (dataclasses.asdict(PROFILES[name]), origin["profile"]))
     free = {setting.name for setting in dataclasses.fields(Profile) if not setting.compare}  # results do not depend on them
     reasons += [f"setting: {key}" for key in then if now.get(key) != then[key] and key not in free]

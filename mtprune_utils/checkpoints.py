@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -32,8 +32,8 @@ class Interrupted(RuntimeError):
 class Checkpoints:
     """Those of one run, in a folder of their own.
 
-    seconds: how long to go on before the next one. origin: the run's name, and the code, device, threads and so on that
-    its bits depend on.
+    seconds: how long to go on before the next one. origin: the run's name, and the code, device,
+    threads and so on that its bits depend on.
     report: told which checkpoint is gone on from, and which are not fit for that. A run of several parts (a search of its
     trials) says in `part` which one it is at. Checkpoints of another origin or part are not gone on from.
     """
@@ -42,7 +42,7 @@ class Checkpoints:
         self.folder, self.seconds, self.origin, self.report = folder, seconds, origin, report
         self.part = ""
         self.step = 0  # of the last one
-        self.loaded: Path | None = None  # what is gone on from, until that has led to a next step
+        self.loaded: Path | None = None  # what is being gone on from, up to the next step
         self.stop = False
         self._earlier, self._started = 0.0, time.monotonic()
         self._written = self._started
@@ -60,16 +60,16 @@ class Checkpoints:
             step, digest = name.groups()
             if checksum(path)[: len(digest)] != digest:
                 self.report(f"{path.name} is damaged: going back to the checkpoint before it")
-            elif not (saved := _whole(path)):
-                self.report(f"{path.name} is no checkpoint: going back to the one before it")
-            elif saved["of"] != [self.origin, self.part]:
-                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run, or by "
-                            "another run: not used")
             else:
-                self.step, self._earlier, self.loaded = int(step), saved["elapsed"], path
-                self.report(f"going on after step {self.step}")
-                return saved["state"]
+                self.loaded = path
+                if (saved := unpack(path))["of"] == [self.origin, self.part]:
+                    self.step, self._earlier = int(step), saved["elapsed"]
+                    self.report(f"going on after step {self.step}")
+                    return saved["state"]
+                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run, "
+                            "or by another run: not used")
             path.unlink()
+        self.loaded = None
         return None
 
     def keep(self, step: int, state: Callable[[], dict]) -> None:
@@ -110,15 +110,6 @@ class Checkpoints:
 
     def clear(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _whole(path: Path) -> dict | None:
-    """What a checkpoint file holds, None if it is not what `keep` writes."""
-    try:
-        saved = unpack(path)
-        return saved if isinstance(saved["state"], dict) and saved["of"] and saved["elapsed"] >= 0 else None
-    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError):
-        return None
 
 
 def random_state() -> list[Tensor]:

@@ -60,9 +60,6 @@ def style_of(criterion: str) -> tuple[str, str]:
     return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
-RECORDED = ("commit", "dirty", "code", "content", "data_digest", "device", "threads", "packages")  # of each run shown
-
-
 def save_figure(
     figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, origins: dict[str, dict], folder: Path
 ) -> None:
@@ -79,14 +76,14 @@ def save_figure(
         write_atomically(place / f"{name}.{kind}", image.getvalue())
     write_atomically(place / f"{name}.csv", csv_text(data.to_dict("records")).encode())
     used = {
-        label: {key: origin[key] for key in RECORDED if key in origin}
+        label: {key: value for key, value in origin.items() if key not in ("data", "python", "params", "settings")}
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
     notebook = PROJECT / FIGURE_NOTEBOOKS[name]
     drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
-    made_by = {label.split("/")[0]: run["code"] for label, run in used.items()}  # of a stage, one code
-    other = {stage: code for stage, code in made_by.items() if not experiment.current(stage, code)}
+    codes = {label.split("/")[0]: run["code"] for label, run in used.items()}
+    other = {stage: code for stage, code in codes.items() if experiment.refusal(stage, code)}
     settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by, "other_code": other}
     write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
 

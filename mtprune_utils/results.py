@@ -44,8 +44,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     if not lines:
         name, command = experiment.profile.name, experiment.command
         raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `{command}`")
-    origins = [(record["stage"], record["files"]["provenance.json"]["code"]) for record in map(json.loads, lines)]
-    experiment.check_codes(origins)
+    kept = map(json.loads, lines)
+    experiment.check_codes((record["stage"], record["files"]["provenance.json"]["code"]) for record in kept)
     tables = {}
     for name, texts in parts.items():
         rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
@@ -71,16 +71,16 @@ def _with_cells(texts: list[tuple[Run, str]]):
 
 def origins_of(runs: list[Run]) -> dict[str, dict]:
     """{"<stage>/<name>": provenance} of finished runs, each with the hash of its tables as "content"."""
-    return {
-        f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) | {"content": run.content} for run in runs
-    }
+    more = {run: {"content": run.content} for run in runs}
+    return {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) | more[run] for run in runs}
 
 
 def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
     """The same of every run in the tables; those whose folders are gone have no "content"."""
     records = _read_records(results_folder(experiment, figures))
     known = {f"{record['stage']}/{record['name']}": record["files"]["provenance.json"] for record in records}
-    return known | origins_of([run for run in experiment.runs() if run.done and f"{run.stage}/{run.name}" in known])
+    here = origins_of([run for run in experiment.runs() if run.done])
+    return known | {label: origin for label, origin in here.items() if label in known}
 
 
 def restore(experiment: Experiment, figures: Path) -> int:

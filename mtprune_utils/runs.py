@@ -116,47 +116,41 @@ class Experiment:
     def vouched_file(self) -> Path:
         return PROJECT / "figures" / self.label / "results" / "vouched.json"
 
-    @property
-    def vouched(self) -> list[dict]:
-        """What `make vouch` has found: of a stage, which codes' digests ("from") give the same numbers as another's ("to")."""
-        return read_json(self.vouched_file) if self.vouched_file.exists() else []
-
     def same_code(self, stage: str, code: str) -> set[str]:
-        """The digests of all code that is known to give a stage the same numbers as `code`, which is among them."""
-        found = [{*stamp["from"], stamp["to"]} for stamp in self.vouched if stamp["stage"] == stage]
+        """The digests that `make vouch` has found to give a stage the numbers of `code`, with it."""
+        stamps = read_json(self.vouched_file) if self.vouched_file.exists() else []
+        groups = [{*stamp["from"], stamp["to"]} for stamp in stamps if stamp["stage"] == stage]
         same = {code}
-        for _ in found:  # one leads to the next, in any order
-            same = same.union(*(group for group in found if group & same))
+        for _ in groups:  # one leads to the next, in any order
+            same = same.union(*(group for group in groups if group & same))
         return same
 
     @cached_property
     def _present(self) -> dict[str, set[str]]:
         return {stage: self.same_code(stage, code_digest(stage, self.data)) for stage in TABLES}
 
-    def current(self, stage: str, code: str) -> bool:
-        """Whether results of that code are the present code's: it is the same, or vouched for."""
-        return code in self._present[stage]
-
-    @property
-    def ways_on(self) -> str:
-        """What to do about runs of other code."""
-        data = "" if self.data == "rooms" else f" DATA={self.data}"
-        vouch = f"make vouch PROFILE={self.profile.name}{data}"
-        return f"repeat them (delete their folders), or see by `{vouch}` whether the numbers are the same"
+    def refusal(self, stage: str, code: str) -> str:
+        """Why results of that code do not count as the present code's, and what to do; "" if they do."""
+        if code in self._present[stage]:
+            return ""
+        now, data = code_digest(stage, self.data), "" if self.data == "rooms" else f" DATA={self.data}"
+        return (f"of other code, {code}, not the present {now}: repeat it (delete its folder), or see "
+                f"by `make vouch PROFILE={self.profile.name}{data}` whether the numbers are the same")
 
     def check_codes(self, codes: Iterable[tuple[str, str]]) -> None:
-        """Whether runs, each given by its stage and its code's digest, may be shown together; says which are of other code.
+        """Say which results, shown together, are of other code; each is given by stage and digest.
 
         Raises ValueError where those of one stage are of several codes.
         """
-        codes = sorted(set(codes))
-        for stage, code in codes:
-            if foreign := [c for s, c in codes if s == stage and c not in self.same_code(stage, code)]:
-                raise ValueError(f"{stage} runs are of several codes, {code} and {', '.join(foreign)}: {self.ways_on}")
-        for stage, code in codes:
-            if not self.current(stage, code):
-                now = code_digest(stage, self.data)
-                print(f"{stage} runs are of other code, {code}, not the present {now}: {self.ways_on}", file=sys.stderr)
+        of_stage: dict[str, list[str]] = {}
+        for stage, code in sorted(set(codes)):
+            of_stage.setdefault(stage, []).append(code)
+        for stage, found in of_stage.items():
+            refusal = next(filter(None, (self.refusal(stage, code) for code in found)), "")
+            if not {*found} <= self.same_code(stage, found[0]):
+                raise ValueError(f"{stage} runs of several codes are not shown together. Some are {refusal}")
+            if refusal:
+                print(f"{stage} runs are {refusal}", file=sys.stderr)
 
     # --- single runs: each raises ValueError for an unknown cell ---
 
@@ -302,9 +296,8 @@ class Run:
             own["budget"] = profile.controls.budget
         cell = {"seed": self.seed, "criterion": self.criterion, "arm": self.arm}
         cell["size"] = None if self.rank is None else profile.sizes[self.rank]
-        tasks = self.experiment.tasks.items()
-        one = self.stage == "dense" and self.arm != "multitask"
-        cell["tasks"] = {name: task.channels for name, task in tasks if not one or name == self.arm}
+        tasks = {name: task.channels for name, task in self.experiment.tasks.items()}
+        cell["tasks"] = {self.arm: tasks[self.arm]} if self.arm in tasks else tasks
         upstream = {"inputs": [run.name for run in self.inputs]}
         return {"stage": self.stage, "data": self.experiment.data_digest, **cell, **upstream, **own, **shared}
 
@@ -314,7 +307,7 @@ class Run:
 
     @cached_property
     def stream(self) -> str:
-        """What a search draws its trials by: the name as it was before names had tasks, so that trials stay what they were."""
+        """What a search draws its trials by: the name without its tasks, as when the study was made."""
         before = {key: value for key, value in self.params.items() if key != "tasks"}
         return self._named(before | {"inputs": [run.stream for run in self.inputs]})
 
@@ -333,18 +326,18 @@ class Run:
 
     @property
     def lock_file(self) -> Path:
-        """Beside the run folders: to delete one lets nobody else in."""
+        """Not in the folder: to delete that lets nobody else in."""
         return self.experiment.root / self.profile.name / ".locks" / f"{self.stage}-{self.name}"
 
     @property
-    def code(self) -> str:
-        """The digest of the code that a finished run is of."""
-        return read_json(self.path("done.json"))["code"]
+    def marker(self) -> dict:
+        """What `finish` has written: the digest "code", the content of "inputs", checksums of "files"."""
+        return read_json(self.path("done.json"))
 
     @property
     def content(self) -> str:
-        """A hash of what other runs and figures take from a finished one, weights left out: they follow from the same code."""
-        sums = read_json(self.path("done.json"))["files"]
+        """A hash of what a finished run has found, in tables; its weights can be made again."""
+        sums = self.marker["files"]
         taken = [sums[file] for file in (*TABLES[self.stage], "best.json") if file in sums]
         return hashlib.sha256(" ".join(taken).encode()).hexdigest()[:16]
 
@@ -354,13 +347,12 @@ class Run:
 
     def outdated(self) -> str:
         """Why a finished run does not count as the present code's, in one line; "" if it does."""
-        label = f"{self.stage} {self.name}"
-        if not self.experiment.current(self.stage, self.code):
-            now = code_digest(self.stage, self.experiment.data)
-            return f"{label} is of other code, {self.code}, not the present {now}: {self.experiment.ways_on}"
-        now, then = self.input_contents(), read_json(self.path("done.json")).get("inputs", {})
+        if refusal := self.experiment.refusal(self.stage, self.marker["code"]):
+            return f"{self.stage} {self.name} is {refusal}"
+        then, now = self.marker.get("inputs", {}), self.input_contents()
         if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
-            return f"{label} was made from other results of {', '.join(changed)} than are here: delete its folder to repeat it"
+            return (f"{self.stage} {self.name} was made from other results of {', '.join(changed)} than are here: "
+                    "delete its folder to repeat it")
         return next(filter(None, (run.outdated() for run in self.inputs if run.done)), "")
 
     def finish(self, code: str, inputs: dict[str, str] | None = None) -> None:
@@ -375,8 +367,8 @@ class Run:
 
     def vouch_for(self, file: str) -> None:
         """Note the checksum of weights that a finished run has got again."""
-        record = read_json(self.path("done.json"))
-        self.write_json("done.json", record | {"files": record["files"] | {file: checksum(self.path(file))}})
+        files = self.marker["files"] | {file: checksum(self.path(file))}
+        self.write_json("done.json", self.marker | {"files": files})
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
         """Take a finished run for unfinished if its tables are no longer what it wrote. (Weights: see `stages.network`.)"""
@@ -386,13 +378,13 @@ class Run:
 
     def intact(self, file: str) -> bool:
         """Whether a finished run's file is here, and what it wrote."""
-        written = read_json(self.path("done.json"))["files"].get(file)
+        written = self.marker["files"].get(file)
         return self.path(file).exists() and checksum(self.path(file)) == written
 
     def _damaged_tables(self) -> list[str]:
         """Names of damaged files, those that are gone among them, of all but the weights, which can be made again."""
         try:
-            record = read_json(self.path("done.json"))
+            record = self.marker
             tables = [name for name in record["files"] if not name.endswith(".safetensors")]
             if "code" in record and set(tables) >= {*TABLES[self.stage], "provenance.json"}:
                 return [name for name in tables if not self.intact(name)]
@@ -435,17 +427,14 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says of the repository; None if there is none, as for an installed package or a download.
-
-    One that lies around it, or that GIT_DIR names, is somebody else's.
-    """
+    """What git says of the repository; None if there is none, or only somebody else's around an installed package."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def said(*words: str) -> str:
-        result = subprocess.run(["git", *words], cwd=PACKAGE.parent, env=own, capture_output=True, text=True, check=True)
-        return result.stdout.strip()
-
     try:
-        return said(*arguments) if Path(said("rev-parse", "--show-toplevel")) == PACKAGE.parent else None
+        result = subprocess.run(
+            ["git", *arguments], cwd=PACKAGE.parent, env=own, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
+    return result.stdout.strip()

@@ -114,7 +114,7 @@ def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> N
     """
     for run in runs:
         run.reopen_if_damaged(report)
-    runs[0].experiment.check_codes((run.stage, run.code) for run in runs if run.done)
+    runs[0].experiment.check_codes((run.stage, run.marker["code"]) for run in runs if run.done)
     missing = [run for run in runs if not run.done]
     if missing and runs[0].profile.name != "smoke":
         experiment = runs[0].experiment

@@ -34,7 +34,7 @@ import torch
 
 from mtprune_utils import results, stages
 from mtprune_utils.batch import ENVIRONMENT
-from mtprune_utils.files import PACKAGE, PROJECT, write_json
+from mtprune_utils.files import PACKAGE, PROJECT, read_json, write_json
 from mtprune_utils.runs import TABLES, Experiment, Run, code_digest, git, provenance
 
 FIGURES = PROJECT / "figures"
@@ -62,46 +62,47 @@ for line in sys.stdin:
 def vouch(experiment: Experiment, base: str | None = None) -> list[dict]:
     """Repeat, compare, and stamp. Returns the stamps, one for each stage that had results of other code.
 
-    base: the commit to repeat them with too, where another machine made the tables; by default the one that they name.
+    base: the commit to repeat them with too; without it, where another machine made the tables, the one that made them.
     Raises ValueError if a table differs, or if what to compare with cannot be had; then nothing is stamped.
     """
     experiment.check()
     commit = git("rev-parse", "HEAD")
     if commit is None or git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils"):
         raise ValueError("a stamp names a commit of this repository: commit what has changed in mtprune_utils first")
-    origins = {Path(label).name: origin for label, origin in results.recorded_origins(experiment, FIGURES).items()}
-    runs = [run for run in experiment.runs() if run.name in origins]
-    runs = [run for run in runs if not experiment.current(run.stage, origins[run.name]["code"])]
-    if not runs:
-        print(f"{experiment.label}: no committed run is of other code, there is nothing to vouch for")
-        return []
-    codes = {run.stage: sorted({origins[r.name]["code"] for r in runs if r.stage == run.stage}) for run in runs}
-    now = {stage: code_digest(stage, experiment.data) for stage in codes}
-    key = hashlib.sha256(json.dumps([codes, now]).encode()).hexdigest()[:8]
-    drawn = draw(runs, seed=int(key, 16))
-    place = PROJECT / "runs" / "vouch" / experiment.label
+    place, folder = PROJECT / "runs" / "vouch" / experiment.label, experiment.vouched_file.parent
     committed = replace(experiment, root=place / "committed")
     shutil.rmtree(committed.root, ignore_errors=True)  # of an earlier start: tables may have changed since
     results.restore(committed, FIGURES)
-    here = _this_machine(experiment)
+    runs = [run for run in committed.runs() if run.done and experiment.refusal(run.stage, run.marker["code"])]
+    if not runs:
+        print(f"{experiment.label}: no committed run is of other code, there is nothing to vouch for")
+        return []
+    codes = {run.stage: sorted({r.marker["code"] for r in runs if r.stage == run.stage}) for run in runs}
+    now = {stage: code_digest(stage, experiment.data) for stage in codes}
+    seed = int(hashlib.sha256(json.dumps([codes, now]).encode()).hexdigest()[:8], 16)
+    drawn, origins = draw(runs, seed), [read_json(run.path("provenance.json")) for run in runs]
+    stages.set_up(experiment.profile, device := stages.device_of(experiment.profile))
+    kind = {"threads": torch.get_num_threads(), "device": stages.device_kind(device)}
+    here = _machine(provenance("dense", experiment.data) | kind)
     with contextlib.ExitStack() as stack:
         other = None
-        if base or any(_machine(origins[run.name]) != here for run in runs):
-            log = git("log", "-1", "--format=%H", "--", str(results.results_folder(experiment, FIGURES) / results.RECORDS))
-            named = [base] if base else dict.fromkeys([log, *(origins[run.name]["commit"] for run in runs)])
-            base, other = stack.enter_context(_code_of(codes, experiment, named, place))
+        if base or any(_machine(origin) != here for origin in origins):
+            last = git("log", "-1", "--format=%H", "--", str(folder / results.RECORDS))
+            commits = [base] if base else dict.fromkeys([last, *(origin["commit"] for origin in origins)])
+            base, other = stack.enter_context(_code_of(codes, experiment, commits, place))
         compared = f"commit {base} on this machine" if other else "committed tables"
-        print(f"{experiment.label}: {len(drawn)} of {len(runs)} runs drawn with seed {int(key, 16)}; "
+        print(f"{experiment.label}: {len(drawn)} of {len(runs)} runs, drawn with seed {seed}; "
               f"compared with {compared} ({here['device']})", flush=True)
-        present = stack.enter_context(_repeater(PACKAGE.parent, experiment, place / key))
+        present = stack.enter_context(_repeater(PACKAGE.parent, experiment, place / f"{seed:08x}"))
         _answer(present)  # its digests
         for i, run in enumerate(drawn, 1):
-            _compare(_chain(run, drawn, committed), present, other, compared)
+            _compare(_chain(run, drawn), present, other, compared)
             print(f"[{i}/{len(drawn)}] {run.stage} {run.name}: the same", flush=True)
-    more = {"commit": commit, "base": base, "machine": here, "seed": int(key, 16), "compared": compared}
-    repeated = [f"{run.stage}/{run.name}" for run in drawn]
-    stamps = [{"stage": stage, "from": codes[stage], "to": now[stage], **more, "repeated": repeated} for stage in codes]
-    write_json(experiment.vouched_file, [*experiment.vouched, *stamps])
+    more = {"commit": commit, "base": base, "compared": compared, "machine": here, "seed": seed,
+            "repeated": [f"{run.stage}/{run.name}" for run in drawn]}
+    stamps = [{"stage": stage, "from": codes[stage], "to": now[stage], **more} for stage in codes]
+    earlier = read_json(experiment.vouched_file) if experiment.vouched_file.exists() else []
+    write_json(experiment.vouched_file, [*earlier, *stamps])
     shutil.rmtree(place)
     return stamps
 
@@ -112,8 +113,7 @@ def draw(runs: list[Run], seed: int) -> list[Run]:
     for run in runs:
         groups.setdefault((run.stage, run.criterion), []).append(run)
     chance = random.Random(seed)
-    chosen = {chance.choice(group).folder for group in groups.values()}
-    return [run for run in runs if run.folder in chosen]
+    return sorted((chance.choice(group) for group in groups.values()), key=runs.index)
 
 
 def _machine(origin: dict) -> dict:
@@ -121,46 +121,37 @@ def _machine(origin: dict) -> dict:
     return {"device": origin["device"], "threads": origin["threads"], "torch": origin["packages"]["torch"]}
 
 
-def _this_machine(experiment: Experiment) -> dict:
-    device = stages.device_of(experiment.profile)
-    stages.set_up(experiment.profile, device)
-    origin = provenance("dense", experiment.data, threads=torch.get_num_threads(), device=stages.device_kind(device))
-    return _machine(origin)
-
-
-def _chain(run: Run, drawn: list[Run], committed: Experiment) -> list[tuple[Run, dict | None]]:
+def _chain(run: Run, drawn: list[Run]) -> list[tuple[Run, dict | None]]:
     """The run after what it starts from, each with the committed files that it is given: searches not drawn."""
     if run.stage == "tune" and run not in drawn:
-        known = replace(run, experiment=committed)
-        return [(known, {file.name: file.read_text() for file in known.folder.iterdir() if file.name != "done.json"})]
-    upstream = [link for source in run.inputs for link in _chain(source, drawn, committed)]
-    return [*upstream, (replace(run, experiment=committed), None)]
+        return [(run, {file.name: file.read_text() for file in run.folder.iterdir() if file.name != "done.json"})]
+    return [*(link for source in run.inputs for link in _chain(source, drawn)), (run, None)]
 
 
 def _compare(chain: list[tuple[Run, dict | None]], present, other, compared: str) -> None:
     """Raises ValueError for the first table that differs."""
-    sides = [side for side in (present, other) if side]
+    sides = [present, other] if other else [present]
     for side in sides:  # at the same time
         print(json.dumps([(run.stage, run.cell, given) for run, given in chain]), file=side.stdin, flush=True)
-    folders = [map(Path, _answer(side)) for side in sides]
-    before = folders[1] if other else [run.folder for run, _ in chain]
-    for (run, given), new, old in zip(chain, folders[0], before):
+    new, old = [[Path(folder) for folder in _answer(side)] for side in sides] + [[r.folder for r, _ in chain]] * (not other)
+    for (run, given), *folders in zip(chain, new, old):
         for table in TABLES[run.stage] if given is None else ():
-            if (new / table).read_bytes() != (old / table).read_bytes():
+            after, before = (folder / table for folder in folders)
+            if after.read_bytes() != before.read_bytes():
                 raise ValueError(f"{run.stage} {run.name}: {table} is not that of {compared}: the present code changes "
-                                 f"numbers, and nothing is stamped. Compare {new / table} with {old / table}")
+                                 f"numbers, and nothing is stamped. Compare {after} with {before}")
 
 
 @contextlib.contextmanager
 def _code_of(codes: dict[str, list[str]], experiment: Experiment, commits, place: Path) -> Iterator[tuple]:
-    """The first of the commits that is the code with these digests, and a process that runs it."""
+    """The first of the commits whose code has these digests, and a process that runs it."""
     for commit in filter(None, commits):
         with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
-            tree = str(Path(scratch, "base"))
-            if git("worktree", "add", "--detach", tree, commit) is None:
+            tree = Path(scratch, "base")
+            if git("worktree", "add", "--detach", str(tree), commit) is None:
                 raise ValueError(f"git has no commit {commit!r} here to compare with: name one with --base")
-            stack.callback(git, "worktree", "remove", "--force", tree)
-            other = stack.enter_context(_repeater(Path(tree), experiment, place / commit))
+            stack.callback(git, "worktree", "remove", "--force", str(tree))
+            other = stack.enter_context(_repeater(tree, experiment, place / commit))
             digests = _answer(other)
             if all({*codes[stage]} <= experiment.same_code(stage, digests[stage]) for stage in codes):
                 yield commit, other

@@ -1,5 +1,6 @@
 """The batch: a run counts as good only if it was, and a profile's jobs are resumed, refused or redone as is due."""
 
+import hashlib
 import json
 import os
 import re
@@ -127,6 +128,12 @@ def test_failed_run_is_told_and_keeps_the_good_output(here, cells, message):
     assert Path("out.ipynb").read_text() == "an older, good output"
     nbformat.validate(nbformat.read("out.failed.ipynb", as_version=4))
     assert sorted(os.listdir()) == ["nb.ipynb", "out.failed.ipynb", "out.ipynb"]
+
+
+def test_what_a_notebook_warns_of_is_said_on_the_terminal(here, capsys):
+    write_notebook(here / "nb.ipynb", 'import sys\nprint("of other code", file=sys.stderr)')
+    execute("nb.ipynb", "out.ipynb", {})
+    assert capsys.readouterr().err == "of other code\n"
 
 
 def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
@@ -356,6 +363,36 @@ def test_changes_redo_what_depends_on_them_and_no_more(repository):
     with (repository / "mtprune_utils/training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == everything
+
+
+def test_times_and_what_was_made_elsewhere_decide_nothing_by_themselves(repository):
+    for path in [*repository.glob("runs/smoke/*/*/*"), *repository.glob("figures/*/*")][::2]:
+        os.utime(path, (2e9, 2e9))  # in the future, as if the clock had been ahead
+    assert stale(repository) == {}
+    (dense,) = repository.glob("runs/smoke/dense/*")
+    marker = json.loads((dense / "done.json").read_text())
+    (dense / "curve.csv").write_text("other")
+    marker["files"]["curve.csv"] = hashlib.sha256(b"other").hexdigest()
+    (dense / "done.json").write_text(json.dumps(marker))
+    os.utime(dense / "done.json", (1, 1))
+    assert stale(repository) == {"prune": 1, "retrain": 1, "figure": 5}
+
+
+def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(repository):
+    with (repository / "mtprune_utils/training.py").open("a") as file:
+        file.write("\nCHANGED = True\n")
+    markers = {path: json.loads(path.read_text()) for path in repository.glob("runs/smoke/*/*/done.json")}
+    reopen = [sys.executable, "-c", REOPEN.replace("label))", "label), restored=True)"), json.dumps(OVERRIDES)]
+    result = subprocess.run(reopen, cwd=repository, capture_output=True, text=True)
+    assert "ValueError: 3 of 3 runs are outdated: dense seed0-multitask" in result.stderr
+    said = result.stderr.splitlines()[-1]
+    assert "make vouch PROFILE=smoke" in said and "`make figures PROFILE=smoke` makes all again" in said
+    assert {path: json.loads(path.read_text()) for path in markers} == markers
+    result = launch(repository)
+    assert result.returncode == 0
+    (line,) = (line for line in result.stdout.splitlines() if "3 of 3 runs are outdated" in line)
+    old, now = ({json.loads(path.read_text())["code"] for path in markers}, {record["code"] for record in markers.values()})
+    assert any(code in line for code in old) and any(code in line for code in now) and not old & now
 
 
 CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it
