@@ -8,6 +8,7 @@ PROFILE = quick
 DATA = rooms
 ROOT =
 OVERRIDES =
+BASE =
 JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check bench bench-run bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims test stress check vouch bench bench-run bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +46,9 @@ stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and com
 
 check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
 	@$(BIN)/python -m mtprune_utils.check
+
+vouch: $(INSTALLED)  ## repeat committed runs by the code as it is, and note if it gives the same numbers (PROFILE=quick, BASE=commit)
+	$(BIN)/python -m mtprune_utils.vouch --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(BASE),--base $(BASE))
 
 bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty minutes; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py

@@ -1,12 +1,13 @@
 # The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, rank) -> figures, with the control
 # arms beside them and, where a profile tunes, a search before each prune and retrain.
 # Each job executes one notebook. Usually started by `make figures`; by hand, or on a cluster:
-#     snakemake --cores 2 --rerun-triggers mtime params input --config profile=quick
+#     snakemake --cores 2 --rerun-triggers input --config profile=quick
 #
 # A run folder's name carries a hash of every number that its results depend on, so a changed number makes a new run.
-# What is left to track is the code: the param `code`. The notebook's arguments come from a function of the output,
-# which Snakemake does not track: a number that a stage does not use must not re-train it. The executed notebook is no
-# `log:`, because Snakemake deletes logs before a job and leaves an empty file where a failed one wrote none.
+# Whether a finished run is the present code's, and follows from the files it started from, is decided by its marker's
+# content: the launcher takes away the markers of what is not (`batch.reopen_outdated`), a notebook refuses it. So all
+# inputs are `ancient`: times decide nothing. The executed notebook is no `log:`, because Snakemake deletes logs before
+# a job and leaves an empty file where a failed one wrote none.
 
 import json
 import shlex
@@ -14,9 +15,9 @@ import sys
 from pathlib import Path
 
 from mtprune_utils.batch import tell, visible_gpus
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS
 from mtprune_utils.profiles import known
-from mtprune_utils.runs import TABLES, Experiment, code_digest
+from mtprune_utils.runs import TABLES, Experiment
 
 for key in config:
     known(key, ("profile", "runs", "figures", "overrides", "data", "root"), "setting")
@@ -80,7 +81,9 @@ def priority(stage):
 
 
 def upstream(stage):
-    return lambda wildcards: [file for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)]
+    return lambda wildcards: [
+        ancient(file) for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)
+    ]
 
 
 def stage_arguments(stage):
@@ -92,15 +95,11 @@ def stage_arguments(stage):
 
 
 def figure_inputs(wildcards):
-    return [file for run in FIGURES[wildcards.figure] for file in run_files(run)]
+    return [ancient(file) for run in FIGURES[wildcards.figure] for file in run_files(run)]
 
 
 def figure_arguments(wildcards, output):
     return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
-
-
-def figure_code(wildcards):
-    return code_digest("figure") + notebook_digest(FIGURE_NOTEBOOKS[wildcards.figure]) + f" margin {PROFILE.margin}"
 
 
 tell(
@@ -131,7 +130,6 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
         output:
             [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
         params:
-            code=code_digest(stage, SHARED["data"]) + notebook_digest(notebook),
             notebook=notebook,
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
@@ -148,7 +146,6 @@ rule figure:
     output:
         FIGURE_FILES,
     params:
-        code=figure_code,
         notebook=lambda wildcards: FIGURE_NOTEBOOKS[wildcards.figure],
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,

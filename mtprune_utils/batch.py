@@ -215,7 +215,7 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".", "--nocolor", "--nolock",
         "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
         "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
-        "--rerun-triggers", "mtime", "params", "input", "--configfile", str(config),
+        "--rerun-triggers", "input", "--configfile", str(config),
     ]
 
 
@@ -250,8 +250,7 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
             print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
             if committed.exists() and not timings.exists():
                 write_atomically(timings, committed.read_bytes())
-        for run in experiment.runs():
-            run.reopen_if_damaged(print)
+        reopen_outdated(experiment, place, restore)
         command = snakemake_command(jobs, folder / "batch.json")
         code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock)
         if code == 0 and timings.exists():  # beside the figures, for the README's table
@@ -260,11 +259,40 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
         return code
 
 
+def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
+    """Take for unfinished what is not the present code's, or not made from what is here: by content, not by time.
+
+    Snakemake then makes what is missing, and what depends on it. restored: the runs come from committed tables; rather
+    than lost, those of other code are refused (ValueError).
+    """
+    from mtprune_utils import check
+
+    grid = experiment.runs()
+    for run in grid:
+        run.reopen_if_damaged(print)
+    outdated = {run: why for run in grid if run.done and (why := run.outdated())}
+    if outdated:
+        what = f"{len(outdated)} of {len(grid)} runs are outdated: {next(iter(outdated.values()))}"
+        if restored:
+            again = f"make figures PROFILE={experiment.profile.name}"
+            raise ValueError(f"{what}. `{again}` makes all again, without the tables")
+        print(f"{what}. They are made again.", flush=True)
+    for run in outdated:
+        run.path("done.json").unlink()
+    for figure in figures.glob("fig*.json"):
+        if not check.is_current(figure, experiment):
+            figure.unlink()
+    for path in (file for run in grid for file in run.folder.glob("*")):
+        if path.stat().st_mtime > time.time():  # the clock was ahead: Snakemake's check would fail
+            os.utime(path)
+
+
 def judge_claims(settings: dict, figures: str) -> None:
     """The claims of what is finished so far: for a study of which not every run is there yet."""
     from mtprune_utils.runs import Experiment
 
-    notebook, parameters = PROJECT / FIGURE_NOTEBOOKS["fig5_claims"], {**settings, "figures": figures}
+    notebook = PROJECT / FIGURE_NOTEBOOKS["fig5_claims"]
+    parameters = {**settings, "figures": figures, "train": False}
     check_run(notebook, parameters)
     execute(notebook, PROJECT / settings["runs"] / settings["profile"] / "figures" / "fig5_claims.ipynb", parameters)
     place = PROJECT / figures / Experiment.open(**settings).label

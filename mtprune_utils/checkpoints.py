@@ -32,7 +32,8 @@ class Interrupted(RuntimeError):
 class Checkpoints:
     """Those of one run, in a folder of their own.
 
-    seconds: how long to go on before the next one. origin: the code, device, threads and so on that the run's bits depend on.
+    seconds: how long to go on before the next one. origin: the run's name, and the code, device,
+    threads and so on that its bits depend on.
     report: told which checkpoint is gone on from, and which are not fit for that. A run of several parts (a search of its
     trials) says in `part` which one it is at. Checkpoints of another origin or part are not gone on from.
     """
@@ -41,6 +42,7 @@ class Checkpoints:
         self.folder, self.seconds, self.origin, self.report = folder, seconds, origin, report
         self.part = ""
         self.step = 0  # of the last one
+        self.loaded: Path | None = None  # what is being gone on from, up to the next step
         self.stop = False
         self._earlier, self._started = 0.0, time.monotonic()
         self._written = self._started
@@ -58,17 +60,21 @@ class Checkpoints:
             step, digest = name.groups()
             if checksum(path)[: len(digest)] != digest:
                 self.report(f"{path.name} is damaged: going back to the checkpoint before it")
-            elif (saved := unpack(path))["of"] != [self.origin, self.part]:
-                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run: not used")
             else:
-                self.step, self._earlier = int(step), saved["elapsed"]
-                self.report(f"going on after step {self.step}")
-                return saved["state"]
+                self.loaded = path
+                if (saved := unpack(path))["of"] == [self.origin, self.part]:
+                    self.step, self._earlier = int(step), saved["elapsed"]
+                    self.report(f"going on after step {self.step}")
+                    return saved["state"]
+                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run, "
+                            "or by another run: not used")
             path.unlink()
+        self.loaded = None
         return None
 
     def keep(self, step: int, state: Callable[[], dict]) -> None:
         """Write `state()` down if it is time for that; between steps only. Raises Interrupted if a stop was asked for."""
+        self.loaded = None
         if not self.stop and time.monotonic() - self._written < self.seconds:
             return
         content = pack({"of": [self.origin, self.part], "elapsed": self.elapsed, "state": state()})

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -70,7 +70,7 @@ def source_digest(modules: Iterable[Path]) -> str:
     """A hash of what Python modules say; comments, layout and the version of Python do not count."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(_syntax(ast.parse(module.read_text())).encode())
+        digest.update(_syntax(ast.parse(module.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:16]
 
 
@@ -104,24 +104,33 @@ def try_lock(file) -> bool:
 
 
 @contextlib.contextmanager
-def locked(path: Path, what: str, wait: bool = False) -> Iterator[tuple[int, str]]:
+def locked(
+    path: Path, what: str, wait: bool = False, report: Callable[[str], None] = print
+) -> Iterator[tuple[int, str]]:
     """Hold the lock file at `path`; a killed process lets go.
 
     Gives the file's descriptor, and the number of a process that held the lock and was killed, if there was one. Where
-    another process holds it, wait until it has let go, or raise ValueError, which names that process.
+    another process holds it, say so and wait until it has let go, or raise ValueError, which names that process.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as file:
-        file.seek(0)
-        if wait:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        elif not try_lock(file):
-            raise ValueError(f"{what} is already being run there, by process {file.read()}: wait for it or end it")
-        killed = file.read()
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield file.fileno(), killed
-        finally:
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            file.seek(0)
+            if not try_lock(file):
+                holder = file.read()
+                if not wait:
+                    raise ValueError(f"{what} is already being run there, by process {holder}: wait for it or end it")
+                report(f"waiting for process {holder}, which is at {what}")
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.seek(0)
+            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))):
+                continue  # deleted meanwhile: others lock the file that took its place
+            killed = file.read()
             file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield file.fileno(), killed
+            finally:
+                file.truncate(0)
+            return

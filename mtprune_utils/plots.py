@@ -77,13 +77,15 @@ def save_figure(
         write_atomically(place / f"{name}.{kind}", image.getvalue())
     write_atomically(place / f"{name}.csv", csv_text(data.to_dict("records")).encode())
     used = {
-        label: {key: origin[key] for key in ("commit", "dirty", "code", "data_digest", "device", "threads", "packages")}
+        label: {key: value for key, value in origin.items() if key not in ("data", "python", "params", "settings")}
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
     notebook = PROJECT / FIGURE_NOTEBOOKS[name]
     drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
-    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by}
+    codes = {label.split("/")[0]: run["code"] for label, run in used.items()}
+    other = {stage: code for stage, code in codes.items() if experiment.refusal(stage, code)}
+    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by, "other_code": other}
     write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
 
 

@@ -3,7 +3,9 @@
 runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results depend on>/
     params.json  provenance.json  *.csv  model.safetensors  timing.json  done.json (written last)
 
-A run is finished if done.json is there. Files are written beside their place and renamed, so none is ever half there.
+A run is finished if done.json is there, which holds checksums of what the run wrote, the digest of its code, and the
+content of what it started from: times do not count. Files are written beside their place and renamed, so none is ever
+half there.
 """
 
 import hashlib
@@ -12,6 +14,7 @@ import os
 import platform
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -106,6 +109,48 @@ class Experiment:
     def open(cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None) -> "Experiment":
         """From a notebook's parameters. A relative `runs` starts at the repository, wherever the notebook runs."""
         return cls(get_profile(profile, overrides), data, root, PROJECT / runs)
+
+    # --- other code ---
+
+    @property
+    def vouched_file(self) -> Path:
+        return PROJECT / "figures" / self.label / "results" / "vouched.json"
+
+    def same_code(self, stage: str, code: str) -> set[str]:
+        """The digests that `make vouch` has found to give a stage the numbers of `code`, with it."""
+        stamps = read_json(self.vouched_file) if self.vouched_file.exists() else []
+        groups = [{*stamp["from"], stamp["to"]} for stamp in stamps if stamp["stage"] == stage]
+        same = {code}
+        for _ in groups:  # one leads to the next, in any order
+            same = same.union(*(group for group in groups if group & same))
+        return same
+
+    @cached_property
+    def _present(self) -> dict[str, set[str]]:
+        return {stage: self.same_code(stage, code_digest(stage, self.data)) for stage in TABLES}
+
+    def refusal(self, stage: str, code: str) -> str:
+        """Why results of that code do not count as the present code's, and what to do; "" if they do."""
+        if code in self._present[stage]:
+            return ""
+        now, data = code_digest(stage, self.data), "" if self.data == "rooms" else f" DATA={self.data}"
+        return (f"of other code, {code}, not the present {now}: repeat it (delete its folder), or see "
+                f"by `make vouch PROFILE={self.profile.name}{data}` whether the numbers are the same")
+
+    def check_codes(self, codes: Iterable[tuple[str, str]]) -> None:
+        """Say which results, shown together, are of other code; each is given by stage and digest.
+
+        Raises ValueError where those of one stage are of several codes.
+        """
+        of_stage: dict[str, list[str]] = {}
+        for stage, code in sorted(set(codes)):
+            of_stage.setdefault(stage, []).append(code)
+        for stage, found in of_stage.items():
+            refusal = next(filter(None, (self.refusal(stage, code) for code in found)), "")
+            if not {*found} <= self.same_code(stage, found[0]):
+                raise ValueError(f"{stage} runs of several codes are not shown together. Some are {refusal}")
+            if refusal:
+                print(f"{stage} runs are {refusal}", file=sys.stderr)
 
     # --- single runs: each raises ValueError for an unknown cell ---
 
@@ -252,12 +297,23 @@ class Run:
             own["budget"] = profile.controls.budget
         cell = {"seed": self.seed, "criterion": self.criterion, "arm": self.arm}
         cell["size"] = None if self.rank is None else profile.sizes[self.rank]
+        tasks = {name: task.channels for name, task in self.experiment.tasks.items()}
+        cell["tasks"] = {self.arm: tasks[self.arm]} if self.arm in tasks else tasks
         upstream = {"inputs": [run.name for run in self.inputs]}
         return {"stage": self.stage, "data": self.experiment.data_digest, **cell, **upstream, **own, **shared}
 
     @cached_property
     def name(self) -> str:
-        digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:10]
+        return self._named(self.params)
+
+    @cached_property
+    def stream(self) -> str:
+        """What a search draws its trials by: the name without its tasks, as when the study was made."""
+        before = {key: value for key, value in self.params.items() if key != "tasks"}
+        return self._named(before | {"inputs": [run.stream for run in self.inputs]})
+
+    def _named(self, params: dict) -> str:
+        digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:10]
         parts = [self.criterion, f"seed{self.seed}", None if self.rank is None else f"rank{self.rank}", self.arm, digest]
         return "-".join(part for part in parts if part)
 
@@ -269,21 +325,51 @@ class Run:
     def done(self) -> bool:
         return self.path("done.json").exists()
 
-    def finish(self, code: str) -> None:
-        """Write the marker, with a checksum of everything that other runs and figures read. code: the run's digest."""
+    @property
+    def lock_file(self) -> Path:
+        """Not in the folder: to delete that lets nobody else in."""
+        return self.experiment.root / self.profile.name / ".locks" / f"{self.stage}-{self.name}"
+
+    @property
+    def marker(self) -> dict:
+        """What `finish` has written: the digest "code", the content of "inputs", checksums of "files"."""
+        return read_json(self.path("done.json"))
+
+    @property
+    def content(self) -> str:
+        """A hash of what a finished run has found, in tables; its weights can be made again."""
+        sums = self.marker["files"]
+        taken = [sums[file] for file in (*TABLES[self.stage], "best.json") if file in sums]
+        return hashlib.sha256(" ".join(taken).encode()).hexdigest()[:16]
+
+    def input_contents(self) -> dict[str, str]:
+        """{name: content} of the finished runs that it starts from."""
+        return {run.name: run.content for run in self.inputs if run.done}
+
+    def outdated(self) -> str:
+        """Why a finished run does not count as the present code's, in one line; "" if it does."""
+        if refusal := self.experiment.refusal(self.stage, self.marker["code"]):
+            return f"{self.stage} {self.name} is {refusal}"
+        then, now = self.marker.get("inputs", {}), self.input_contents()
+        if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
+            return (f"{self.stage} {self.name} was made from other results of {', '.join(changed)} than are here: "
+                    "delete its folder to repeat it")
+        return next(filter(None, (run.outdated() for run in self.inputs if run.done)), "")
+
+    def finish(self, code: str, inputs: dict[str, str] | None = None) -> None:
+        """Write the marker, with a checksum of everything that other runs and figures read.
+
+        code: the run's digest. inputs: `input_contents` as the run began; by default, as they are.
+        """
         names = ("*.csv", "*.safetensors", "best.json", "provenance.json", "timing.json")
         files = {path.name: checksum(path) for name in names for path in sorted(self.folder.glob(name))}
-        self.write_json("done.json", {"code": code, "files": files})
+        inputs = self.input_contents() if inputs is None else inputs
+        self.write_json("done.json", {"code": code, "inputs": inputs, "files": files})
 
     def vouch_for(self, file: str) -> None:
-        """Note the checksum of weights that a finished run has got again.
-
-        The marker keeps its time: what was made from the run stays up to date.
-        """
-        marker = self.path("done.json")
-        record, before = read_json(marker), marker.stat()
-        self.write_json("done.json", record | {"files": record["files"] | {file: checksum(self.path(file))}})
-        os.utime(marker, ns=(before.st_atime_ns, before.st_mtime_ns))
+        """Note the checksum of weights that a finished run has got again."""
+        files = self.marker["files"] | {file: checksum(self.path(file))}
+        self.write_json("done.json", self.marker | {"files": files})
 
     def reopen_if_damaged(self, report: Callable[[str], None]) -> None:
         """Take a finished run for unfinished if its tables are no longer what it wrote. (Weights: see `stages.network`.)"""
@@ -293,15 +379,15 @@ class Run:
 
     def intact(self, file: str) -> bool:
         """Whether a finished run's file is here, and what it wrote."""
-        written = read_json(self.path("done.json"))["files"].get(file)
+        written = self.marker["files"].get(file)
         return self.path(file).exists() and checksum(self.path(file)) == written
 
     def _damaged_tables(self) -> list[str]:
         """Names of damaged files, those that are gone among them, of all but the weights, which can be made again."""
         try:
-            record = read_json(self.path("done.json"))
+            record = self.marker
             tables = [name for name in record["files"] if not name.endswith(".safetensors")]
-            if "code" in record and set(tables) >= set(TABLES[self.stage]):
+            if "code" in record and set(tables) >= {*TABLES[self.stage], "provenance.json"}:
                 return [name for name in tables if not self.intact(name)]
         except (ValueError, KeyError, TypeError, AttributeError):  # no JSON, or not what `finish` writes
             pass
@@ -329,9 +415,10 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
     own = {"tune": ("optuna",), "figure": ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")}.get(stage, ())
     packages = ("torch", "numpy", "torch-pruning", "safetensors", *own)
+    changes = git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")
     return {
         "commit": git("rev-parse", "HEAD"),
-        "dirty": bool(git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")),
+        "dirty": None if changes is None else bool(changes),
         "code": code_digest(stage, data),
         "data": data,
         "python": platform.python_version(),
@@ -341,9 +428,14 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
 
 
 def git(*arguments: str) -> str | None:
-    """What git says, asked in the repository; None if there is none."""
+    """What git says of the repository; None if there is none, or only somebody else's around an installed package."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        result = subprocess.run(["git", *arguments], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(
+            ["git", *arguments], cwd=PACKAGE.parent, env=own, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
-        return None  # an installed package has no history
+        return None
     return result.stdout.strip()

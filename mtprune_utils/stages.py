@@ -25,7 +25,7 @@ from mtprune_utils.models import (
     Architecture, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
 )
 from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.runs import Run, code_digest
+from mtprune_utils.runs import TABLES, Run, code_digest
 
 
 def load_data(run: Run) -> Dataset:
@@ -37,45 +37,39 @@ def load_data(run: Run) -> Dataset:
     )
 
 
-def execute(run: Run, report: Callable[[str], None] = print) -> None:
+def execute(run: Run, report: Callable[[str], None] = print, wait: bool = False) -> None:
     """Do the run, and first whatever it starts from, unless it is finished. An interrupted one goes on where it was.
 
-    Raises ValueError if another process is at it, and in one line what a run can fail of: RuntimeError (memory, a loss that
-    is not finite, an interruption) or OSError (the disk).
+    Where another process is at what it starts from, it waits for it; likewise, with `wait`, at the run itself.
+    Raises ValueError if another process is at the run, or if it or what it starts from was finished by other code; and
+    in one line what a run can fail of: RuntimeError (memory, a loss that is not finite, an interruption) or OSError (the disk).
     """
     run.experiment.check()
     run.reopen_if_damaged(report)
     if run.done:
+        if outdated := run.outdated():
+            raise ValueError(outdated)
         shutil.rmtree(run.path("checkpoints"), ignore_errors=True)  # killed before it could do that itself
-        changed = read_json(run.path("done.json"))["code"] != code_digest(run.stage, run.experiment.data)
-        how = " with other code (delete its folder to repeat it)" if changed else ""
-        report(f"{run.stage} {run.name}: finished before{how}, nothing to do")
+        report(f"{run.stage} {run.name}: finished before, nothing to do")
         return
-    for upstream in run.inputs:
-        execute(upstream, report)
     profile, origin = run.profile, run.provenance()  # before the run: the code may be edited while it lasts
     device = device_of(profile)
     set_up(profile, device)
     origin |= {"threads": torch.get_num_threads(), "device": device_kind(device)}
-    same = " ".join(map(str, (origin["code"], origin["threads"], origin["device"], torch.cuda.device_count(), torch.__version__)))
-    checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, same, report)
+    same = (run.name, *(origin[key] for key in ("code", "threads", "device")), torch.cuda.device_count(), torch.__version__)
+    checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, " ".join(map(str, same)), report)
     try:
-        with locked(run.path(".lock"), f"{run.stage} {run.name}"), checkpoints.stopping():
-            if not run.done:  # by another process, meanwhile
-                _execute(run, origin, report, checkpoints)
-            if checkpoints.stop:  # asked for too late for a checkpoint
-                raise Interrupted(f"stopped, with {run.stage} {run.name} finished: run it again to go on")
+        with locked(run.lock_file, f"{run.stage} {run.name}", wait, report):
+            for upstream in run.inputs:
+                execute(upstream, report, wait=True)
+            with checkpoints.stopping():
+                if not run.done:  # by another process, meanwhile
+                    _execute(run, origin, report, checkpoints)
+                if checkpoints.stop:  # asked for too late for a checkpoint
+                    raise Interrupted(f"stopped, with {run.stage} {run.name} finished: run it again to go on")
     except training.Diverged as error:
         kept = f"; the last good checkpoint is that of step {checkpoints.step}" if checkpoints.step else ""
         raise training.Diverged(f"{error}{kept}") from error
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        smaller = {"batch_size": profile.batch_size // 2} if profile.batch_size > 1 else {"crop": profile.crop // 2}
-        raise RuntimeError(
-            f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size or "
-            f"crop, e.g. {smaller}"
-        ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR):
             raise
@@ -83,9 +77,20 @@ def execute(run: Run, report: Callable[[str], None] = print) -> None:
             f"{error.strerror} at {error.filename or f'{run.stage} {run.name}'}: make room or choose another folder (`runs`, or "
             "MTPRUNE_CACHE for the decoded data), and run it again; what is finished is kept"
         ) from error
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            smaller = {"batch_size": profile.batch_size // 2} if profile.batch_size > 1 else {"crop": profile.crop // 2}
+            raise RuntimeError(
+                f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size or "
+                f"crop, e.g. {smaller}"
+            ) from error
+        if checkpoints.loaded and not isinstance(error, Interrupted):  # it has not led to a single step
+            raise ValueError(f"{checkpoints.loaded} holds no state that the run can go on from: delete it") from error
+        raise
 
 
 def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints: Checkpoints) -> None:
+    inputs = run.input_contents()
     torch.manual_seed(_seed(run))  # dropout; everything else has a generator of its own
     for unfinished in run.folder.rglob(f".*{UNFINISHED}"):  # what a killed process was writing
         unfinished.unlink()
@@ -95,17 +100,21 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
     stage(run, dataset.resized_for_evaluation(run.profile.crop).to(device_of(run.profile)), report, checkpoints)
     run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
-    run.finish(origin["code"])
+    if gone := [file for file in ("params.json", "provenance.json", *TABLES[run.stage]) if not run.path(file).exists()]:
+        checkpoints.clear()  # it has to begin anew
+        raise FileNotFoundError(f"{run.stage} {run.name}: {', '.join(gone)} was deleted while it ran: run it again")
+    run.finish(origin["code"], inputs)
     checkpoints.clear()
 
 
 def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> None:
     """For a figure: make what is missing of the smoke profile; of a larger one, say which command makes it.
 
-    Raises FileNotFoundError in the latter case.
+    Raises FileNotFoundError in the latter case, and ValueError where runs of several codes would be shown as one.
     """
     for run in runs:
         run.reopen_if_damaged(report)
+    runs[0].experiment.check_codes((run.stage, run.marker["code"]) for run in runs if run.done)
     missing = [run for run in runs if not run.done]
     if missing and runs[0].profile.name != "smoke":
         experiment = runs[0].experiment
@@ -332,7 +341,7 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
 
     while len(finished()) < trials:
         # A seed of each trial's own: an interrupted search goes on as an uninterrupted one would.
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=_stream(f"{run.name} {len(finished())}") % 2**32)
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=_stream(f"{run.stream} {len(finished())}") % 2**32)
         trial = study.ask(spaces)
         checkpoints.part = f"trial {len(finished())}"
         try:

@@ -1,5 +1,6 @@
 """The batch: a run counts as good only if it was, and a profile's jobs are resumed, refused or redone as is due."""
 
+import hashlib
 import json
 import os
 import re
@@ -129,6 +130,12 @@ def test_failed_run_is_told_and_keeps_the_good_output(here, cells, message):
     assert sorted(os.listdir()) == ["nb.ipynb", "out.failed.ipynb", "out.ipynb"]
 
 
+def test_what_a_notebook_warns_of_is_said_on_the_terminal(here, capsys):
+    write_notebook(here / "nb.ipynb", 'import sys\nprint("of other code", file=sys.stderr)')
+    execute("nb.ipynb", "out.ipynb", {})
+    assert capsys.readouterr().err == "of other code\n"
+
+
 def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
     write_notebook(here / "nb.ipynb", GOOD.replace('"out.txt"', 'f"{number}.txt"'))
     command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
@@ -170,7 +177,7 @@ STAGE_CELL = """\
 import os, time
 from pathlib import Path
 from mtprune_utils.profiles import get_profile
-from mtprune_utils.runs import Experiment
+from mtprune_utils.runs import Experiment, code_digest
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
 run = experiment.{run}
 assert all(run.done for run in run.inputs)
@@ -181,12 +188,24 @@ if Path("broken").exists():
     raise ValueError("a broken stage")
 for file in ("evaluations.csv", "curve.csv", "trivial.csv", "layers.csv", "model.safetensors"):
     run.write_json(file, "")
-run.finish("")"""
+run.write_json("provenance.json", "")
+run.finish(code_digest(run.stage))"""
 FIGURE_CELL = """\
 from pathlib import Path
-from mtprune_utils.files import write_atomically
-for suffix in ("png", "pdf", "csv", "json"):
-    write_atomically(Path(figures, f"{{profile}}-custom", f"{figure}.{{suffix}}"), b"")"""
+from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
+from mtprune_utils.files import write_atomically, write_json
+from mtprune_utils.profiles import get_profile
+from mtprune_utils.runs import Experiment, code_digest
+place = Path(figures, f"{{profile}}-custom")
+for suffix in ("png", "pdf", "csv"):
+    write_atomically(place / f"{figure}.{{suffix}}", b"")
+experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
+retrained = "{figure}" in ("fig3_retrained_from_scratch", "fig5_claims")
+shown = [run for run in experiment.runs() if retrained or run.stage != "retrain"]
+origins = {{f"{{run.stage}}/{{run.name}}": {{"content": run.content}} for run in shown}}
+drawn_by = {{"code": code_digest("figure"), "notebook": notebook_digest(FIGURE_NOTEBOOKS["{figure}"])}}
+margin = {{"margin": experiment.profile.margin}}
+write_json(place / "{figure}.json", drawn_by | {{"profile": margin, "runs": origins}})"""
 SHARED = """\
 profile: str = "smoke"
 runs: str = "runs"
@@ -259,9 +278,21 @@ def launch(repository, **overrides):
     return subprocess.CompletedProcess([], process.returncode, output)
 
 
+REOPEN = """
+import json, sys
+from pathlib import Path
+from mtprune_utils import batch
+from mtprune_utils.runs import Experiment
+experiment = Experiment.open("smoke", "rooms", "", "runs", json.loads(sys.argv[1]))
+batch.reopen_outdated(experiment, Path("figures", experiment.label))
+"""
+
+
 def stale(repository, **overrides):
     """The jobs that a batch would run, by a dry run: {stage: number}."""
     config = {"profile": "smoke", "overrides": {**OVERRIDES, **overrides}}
+    reopen = [sys.executable, "-c", REOPEN, json.dumps(config["overrides"])]
+    subprocess.run(reopen, cwd=repository, check=True, env=os.environ | {"PYTHONPATH": str(repository)})
     (repository / "dry.json").write_text(json.dumps(config))
     command = [*batch.snakemake_command(2, "dry.json"), "--dry-run"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
@@ -315,16 +346,53 @@ def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
 
 
 def test_changes_redo_what_depends_on_them_and_no_more(repository):
+    """A stage's notebook only calls the stage: what else is in it, a plot, re-trains nothing."""
     everything = {"dense": 1, "prune": 1, "retrain": 1, "figure": 5}
-    assert stale(repository, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 2}
-    assert stale(repository, **{"dense.steps": 5}) == everything
+    changed = shutil.copytree(repository, repository.with_name("retrain"))
+    assert stale(changed, **{"retrain.steps": 5}) == {"retrain": 1, "figure": 2}
+    changed = shutil.copytree(repository, repository.with_name("dense"))
+    assert stale(changed, **{"dense.steps": 5}) == everything
     edit(repository / "notebooks/03_retrain_from_scratch.ipynb", "import os", "import  os")
+    edit(repository / "notebooks/04_plot_fig1_iterative_pruning.ipynb", 'profile: str = \\"smoke', 'profile: str = \\"quick')
+    assert stale(repository) == {}
+    edit(repository / "notebooks/04_plot_fig1_iterative_pruning.ipynb", "place = ", "place  = ")
+    assert stale(repository) == {"figure": 1}
     with (repository / "mtprune_utils/plots.py").open("a") as file:
         file.write("\nCHANGED = True\n")
-    assert stale(repository) == {"retrain": 1, "figure": 5}
+    assert stale(repository) == {"figure": 5}
     with (repository / "mtprune_utils/training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == everything
+
+
+def test_times_and_what_was_made_elsewhere_decide_nothing_by_themselves(repository):
+    for path in [*repository.glob("runs/smoke/*/*/*"), *repository.glob("figures/*/*")][::2]:
+        os.utime(path, (2e9, 2e9))  # in the future, as if the clock had been ahead
+    assert stale(repository) == {}
+    (dense,) = repository.glob("runs/smoke/dense/*")
+    marker = json.loads((dense / "done.json").read_text())
+    (dense / "curve.csv").write_text("other")
+    marker["files"]["curve.csv"] = hashlib.sha256(b"other").hexdigest()
+    (dense / "done.json").write_text(json.dumps(marker))
+    os.utime(dense / "done.json", (1, 1))
+    assert stale(repository) == {"prune": 1, "retrain": 1, "figure": 5}
+
+
+def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(repository):
+    with (repository / "mtprune_utils/training.py").open("a") as file:
+        file.write("\nCHANGED = True\n")
+    markers = {path: json.loads(path.read_text()) for path in repository.glob("runs/smoke/*/*/done.json")}
+    reopen = [sys.executable, "-c", REOPEN.replace("label))", "label), restored=True)"), json.dumps(OVERRIDES)]
+    result = subprocess.run(reopen, cwd=repository, capture_output=True, text=True)
+    assert "ValueError: 3 of 3 runs are outdated: dense seed0-multitask" in result.stderr
+    said = result.stderr.splitlines()[-1]
+    assert "make vouch PROFILE=smoke" in said and "`make figures PROFILE=smoke` makes all again" in said
+    assert {path: json.loads(path.read_text()) for path in markers} == markers
+    result = launch(repository)
+    assert result.returncode == 0
+    (line,) = (line for line in result.stdout.splitlines() if "3 of 3 runs are outdated" in line)
+    old, now = ({json.loads(path.read_text())["code"] for path in markers}, {record["code"] for record in markers.values()})
+    assert any(code in line for code in old) and any(code in line for code in now) and not old & now
 
 
 CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it

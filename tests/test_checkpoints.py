@@ -6,9 +6,10 @@ import signal
 from dataclasses import replace
 
 import pytest
+import test_runs
 import torch
 
-from mtprune_utils import training
+from mtprune_utils import stages, training
 from mtprune_utils.checkpoints import Checkpoints, Interrupted, pack, unpack
 from mtprune_utils.models import build
 from mtprune_utils.profiles import Optimization, Profile, Pruning
@@ -126,6 +127,47 @@ def test_a_checkpoint_of_other_code_or_another_part_is_dropped(tmp_path):
         other.part = part
         assert other.load() is None and "left by other code, another kind of machine or another part" in other.said[0]
         assert not list(tmp_path.iterdir()), "or it would outlast those with a lower step"
+
+
+STATES = [{"trainer": 5}, {}, {"trainer": {}}, 5, [], None]
+
+
+@pytest.mark.parametrize("state", STATES, ids=map(str, STATES))
+def test_a_checkpoint_with_a_senseless_state_is_named(state, tmp_path, monkeypatch):
+    run = test_runs.experiment(tmp_path, checkpoint_seconds=0).dense(0)
+    keep = Checkpoints.keep
+
+    def leaves_nonsense(self, step, made):
+        keep(self, step, made if step < 2 else lambda: state)
+        self.stop = step == 1
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "keep", leaves_nonsense)
+        with pytest.raises(Interrupted):
+            stages.execute(run, lambda line: None)
+    file = sorted(run.path("checkpoints").iterdir())[-1]
+    if state:
+        with pytest.raises(ValueError, match=f"{file.name} holds no state that the run can go on from: delete it"):
+            stages.execute(run, lambda line: None)
+        file.unlink()
+    stages.execute(run, lambda line: None)
+    assert run.done
+
+
+@pytest.mark.parametrize("other", [("dense", 0, "multitask", {}), ("dense", 1, "depth", {}), ("dense", 1, "multitask", {"dense.lr": 0.1})])
+def test_a_checkpoint_of_another_run_is_not_used_and_that_is_said(other, tmp_path):
+    stage, seed, arm, overrides = other
+    own = test_runs.experiment(tmp_path, checkpoint_seconds=0).dense(1)
+    foreign = test_runs.experiment(tmp_path, checkpoint_seconds=0, **overrides).dense(seed, arm)
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages.Checkpoints, "clear", lambda self: None)
+        stages.execute(foreign, lambda line: None)
+    foreign.path("checkpoints").rename(own.folder.parent / "left")
+    own.folder.mkdir(exist_ok=True)
+    (own.folder.parent / "left").rename(own.path("checkpoints"))
+    stages.execute(own, said.append)
+    assert "by another run: not used" in said[0] and not any("going on" in line for line in said)
 
 
 def test_two_checkpoints_are_kept_and_the_time_adds_up(tmp_path):

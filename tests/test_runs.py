@@ -2,7 +2,13 @@
 
 import importlib.util
 import json
+import os
+import shutil
 import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,7 @@ from mtprune_utils import files, runs, stages
 from mtprune_utils.data.rooms import FOLDER
 from mtprune_utils.files import csv_text, read_table, source_digest, write_atomically
 from mtprune_utils.profiles import PROFILES, get_profile
-from mtprune_utils.runs import Experiment, code_digest
+from mtprune_utils.runs import Experiment, Run, code_digest
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
@@ -88,6 +94,15 @@ def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
     assert source_digest([module]) == "b91bdc026ab14e0a"
 
 
+def test_a_digest_of_code_is_the_same_in_every_locale():
+    script = "from mtprune_utils.runs import code_digest; print(code_digest('figure'))"
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+    other = plain | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    command = [sys.executable, "-c", script]
+    said = subprocess.run(command, cwd=files.PROJECT, env=other, capture_output=True, text=True).stdout
+    assert said.strip() == code_digest("figure")
+
+
 def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch):
     for name in {name for names in runs.STAGE_MODULES.values() for name in names} | {"data/rooms.py"}:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -113,10 +128,14 @@ def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
     monkeypatch.setattr(runs, "PACKAGE", package)
     monkeypatch.setattr(runs, "code_digest", lambda stage, data: "")
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
     clean = runs.provenance("dense")
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     module.write_text("A = 2\n")
     assert runs.provenance("dense")["dirty"] is True
+    shutil.copytree(package, tmp_path / ".venv" / "mtprune_utils")  # the repository around it is somebody else's
+    monkeypatch.setattr(runs, "PACKAGE", tmp_path / ".venv" / "mtprune_utils")
+    assert (runs.provenance("dense")["commit"], runs.provenance("dense")["dirty"]) == (None, None)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -145,11 +164,123 @@ def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
     said = []
     stages.execute(run, report=said.append)
     assert said == [f"retrain {run.name}: finished before, nothing to do"]
-    run.finish("older")
-    stages.execute(run, report=said.append)
-    assert "with other code" in said[-1]
     paths = "".join(file.read_text() for part in chain for file in part.folder.glob("*.json"))
     assert str(Path.home()) not in paths and str(tmp_path) not in paths
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    run = experiment(tmp_path_factory.mktemp("chain")).retrain("taylor", 0, 0)
+    stages.execute(run, report=lambda line: None)
+    return run
+
+
+def elsewhere(run, folder):
+    """The same finished run in a copy of its folders."""
+    shutil.copytree(run.experiment.root, folder / "runs")
+    return replace(run, experiment=replace(run.experiment, root=folder / "runs"))
+
+
+@pytest.mark.parametrize("part", ["run", "source", "source of the source"])
+@pytest.mark.parametrize("what", ["code", "results"])
+def test_a_run_of_other_code_or_from_other_results_is_refused_in_one_line(chain, tmp_path, part, what):
+    run = elsewhere(chain, tmp_path)
+    changed = {"run": run, "source": run.source, "source of the source": run.source.source}[part]
+    if what == "code":
+        changed.finish("0123456789abcdef")
+    else:
+        table = changed.path("evaluations.csv")
+        table.write_text(table.read_text().replace("0.", "1."))
+        changed.finish(code_digest(changed.stage))
+    if (what, part) == ("results", "run"):  # nothing starts from it
+        return stages.execute(run, report=lambda line: None)
+    with pytest.raises(ValueError) as error:
+        stages.execute(run, report=lambda line: None)
+    assert "\n" not in str(error.value) and changed.name in str(error.value)
+    if what == "code":
+        words = ("0123456789abcdef", code_digest(changed.stage), "make vouch PROFILE=smoke", "delete its folder")
+        assert all(word in str(error.value) for word in words)
+
+
+def test_code_that_is_vouched_for_is_the_present_one(chain, tmp_path, monkeypatch):
+    run, stamps = elsewhere(chain, tmp_path), tmp_path / "vouched.json"
+    run.finish("older")
+    now = code_digest("retrain")
+    files.write_json(stamps, [{"stage": "retrain", "from": ["oldest", "older"], "to": now}])
+    monkeypatch.setattr(Experiment, "vouched_file", stamps)
+    stages.execute(run, report=lambda line: None)
+
+
+def test_runs_of_several_codes_are_not_shown_together_and_other_code_is_said(chain, capsys):
+    base, now = chain.experiment, code_digest("dense")
+    base.check_codes([("dense", now), ("prune", code_digest("prune"))])
+    assert capsys.readouterr().err == ""
+    base.check_codes([("dense", "older"), ("dense", "older")])
+    said = capsys.readouterr().err
+    assert "dense runs are of other code, older, not the present" in said and said.count("\n") == 1
+    with pytest.raises(ValueError, match="dense runs of several codes .* make vouch"):
+        base.check_codes([("dense", now), ("dense", "older")])
+
+
+def test_tasks_name_a_run_and_do_not_draw_a_search(tmp_path, monkeypatch):
+    before, single = experiment(tmp_path), experiment(tmp_path).dense(0, "depth")
+    assert single.params["tasks"] == {"depth": 1}
+    more = dict(before.tasks) | {"edges": replace(before.tasks["depth"], name="edges")}
+    after = experiment(tmp_path)
+    monkeypatch.setitem(after.__dict__, "tasks", more)
+    for run, other in zip(before.paper_runs(), after.paper_runs()):
+        assert run.name != other.name and run.stream == other.stream
+    assert after.dense(0, "depth").name == single.name, "of a network of one task, that one counts"
+
+
+@pytest.mark.parametrize("file", ["params.json", "provenance.json", "trivial.csv"])
+def test_a_folder_that_is_deleted_in_mid_run_is_not_finished(tmp_path, monkeypatch, file):
+    run, write = experiment(tmp_path).dense(0), Run.write_json
+
+    def deleting(self, name, value):
+        write(self, name, value)
+        if name == "timing.json":
+            run.path(file).unlink()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "write_json", deleting)
+        with pytest.raises(FileNotFoundError, match=f"{file} was deleted while it ran"):
+            stages.execute(run, report=lambda line: None)
+    assert not run.done
+    stages.execute(run, report=lambda line: None)
+    assert run.done and run.path(file).exists()
+
+
+def test_who_starts_from_a_run_waits_for_it_and_says_so(tmp_path):
+    run, said = experiment(tmp_path).prune("taylor", 0), []
+    with files.locked(run.source.lock_file, "the dense network"):
+        with pytest.raises(ValueError, match="is already being run there"):
+            stages.execute(run.source, report=said.append)
+        thread = threading.Thread(target=stages.execute, args=(run, said.append))
+        thread.start()
+        while not said:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        assert not run.source.done
+    thread.join()
+    assert run.done and said[0].startswith("waiting for process ")
+
+
+def test_a_lock_whose_file_was_deleted_is_taken_anew(tmp_path):
+    path, inside = tmp_path / "place" / "lock", []
+
+    def hold():
+        with files.locked(path, "it", wait=True, report=inside.append):
+            inside.append(path.exists())
+
+    with files.locked(path, "it"):
+        thread = threading.Thread(target=hold)
+        thread.start()
+        while not inside:
+            time.sleep(0.01)
+        shutil.rmtree(path.parent)
+    thread.join()
+    assert inside[1:] == [True], "it holds the file that others find"
 
 
 def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
