@@ -96,7 +96,7 @@ class Claim:
         open_ = bool(doubts) or means == CANNOT_SAY
         if open_ and not doubts and outcome:
             doubts = [self._seeds_that_would_decide()]
-        note = "; ".join(filter(None, [*self.notes, *doubts]))
+        note = "; ".join(dict.fromkeys(filter(None, [*self.notes, *doubts])))  # each once
         paper = CANNOT_SAY if open_ else means
         return {"paper": paper, "note": note, "decided_by": self.decided_by if open_ else ""}
 
@@ -111,8 +111,8 @@ class Claim:
 
 def says_of(cells: pd.DataFrame) -> str:
     """A comparison's cells in a line: how many of each outcome, and the lowest and the highest."""
-    counts = Counter(cells["outcome"]).most_common()
-    many = "; ".join(f"{count} {word}" for word, count in counts)
+    counts = Counter(cells["outcome"])
+    many = "; ".join(f"{counts[word]} {word}" for word in stats.OUTCOMES if word in counts)
     ordered = cells.sort_values("estimate")
     ends = [f"{cell['estimate']:+.2f} ({cell_name(cell)})" for _, cell in ordered.iterrows()]
     return f"{many}. From {ends[0]} to {ends[-1]}" if len(ends) > 1 else f"{many}. {ends[0]}"
@@ -619,11 +619,11 @@ def _retraining(evidence: Evidence) -> list[Claim]:
         ("4 finetune", "scratch", "finetune", "from scratch, against fine-tuned for as long", ""),
         ("4 longer", "scratch_longer", "finetune", "for longer, against fine-tuned", ""),
     ):
-        values = evidence.ahead(first, second)
         steps = " steps in all against ".join(map(evidence.steps_in_all, (first, second)))
+        agrees, disagrees = opponents[second], [evidence.unfinished(first), limit]
         found.append(_claim(
-            evidence, name, f"re-trained {words}", "ahead", values, agrees=opponents[second],
-            disagrees=[evidence.unfinished(first), limit], notes=[untuned, limit, steps],
+            evidence, name, f"re-trained {words}", "ahead", evidence.ahead(first, second),
+            agrees, disagrees, notes=[untuned, steps, *disagrees, *agrees],
         ))
     return found
 

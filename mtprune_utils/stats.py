@@ -124,6 +124,12 @@ def holm_levels(p: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
     return levels
 
 
+OUTCOMES = (  # of a cell, the strongest words first
+    "different", "differs", "differ, size open", "better", "worse", "below half", "above half",
+    "equivalent", "no worse", "not told apart", "inconclusive",
+)
+
+
 def judge_cells(mean, sd, seeds, rule: str, margin: float) -> dict[str, np.ndarray]:
     """What the numbers say of each cell of a comparison, in Lakens's (2017) words.
 
