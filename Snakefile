@@ -4,10 +4,11 @@
 #     snakemake --cores 2 --rerun-triggers input --config profile=quick
 #
 # A run folder's name carries a hash of every number that its results depend on, so a changed number makes a new run.
-# Whether a finished run is the present code's, and follows from the files it started from, is decided by its marker's
-# content: the launcher takes away the markers of what is not (`batch.reopen_outdated`), a notebook refuses it. So all
-# inputs are `ancient`: times decide nothing. The executed notebook is no `log:`, because Snakemake deletes logs before
-# a job and leaves an empty file where a failed one wrote none.
+# Whether a finished run is the present code's, and follows from what is here, is decided by its
+# marker's content: the launcher takes the markers of others away (`batch.reopen_outdated`), a
+# notebook refuses them. So inputs are `ancient`: times decide nothing. The executed notebook is no
+# `log:`, because Snakemake deletes logs before a job and leaves an empty file where a failed one
+# wrote none.
 
 import json
 import shlex

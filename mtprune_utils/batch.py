@@ -260,10 +260,10 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
 
 
 def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
-    """Take for unfinished what is not the present code's, or not made from what is here: by content, not by time.
+    """Take for unfinished what is not the present code's, or not made from what is here.
 
-    Snakemake then makes what is missing, and what depends on it. restored: the runs come from committed tables; rather
-    than lost, those of other code are refused (ValueError).
+    That is decided by content. Snakemake then makes what is missing, and what depends on it.
+    restored: runs come from committed tables; rather than lost, they are refused (ValueError).
     """
     from mtprune_utils import check
 

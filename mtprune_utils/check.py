@@ -23,13 +23,13 @@ def drawn_otherwise(figure: Path, origin: dict) -> list[str]:
 
 
 def is_current(figure: Path, experiment: Experiment) -> bool:
-    """Whether the figure with this provenance file would be drawn alike again from the runs that are here."""
+    """Whether the figure with this provenance file would be drawn alike from the runs here."""
     runs = {f"{run.stage}/{run.name}": run.content for run in experiment.runs() if run.done}
     try:
         origin = read_json(figure)
         shown = {label: run["content"] for label, run in origin["runs"].items()}
-        same = shown.items() <= runs.items() and origin["profile"]["margin"] == experiment.profile.margin
-        return same and not drawn_otherwise(figure, origin)
+        same_margin = origin["profile"]["margin"] == experiment.profile.margin
+        return shown.items() <= runs.items() and same_margin and not drawn_otherwise(figure, origin)
     except (ValueError, LookupError, TypeError):  # no JSON, or not what `save_figure` writes
         return False
 
@@ -66,7 +66,7 @@ def outdated(figure: Path) -> list[str]:
 
 
 def main(figures: Path = PROJECT / "figures") -> int:
-    """Print one line for each outdated figure that is committed (each that there is, without git), or vouched for.
+    """Print one line for each committed figure (without git: each) that is outdated or vouched for.
 
     Returns 1 if any is outdated or none is there, else 0.
     """

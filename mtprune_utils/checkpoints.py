@@ -66,8 +66,8 @@ class Checkpoints:
                     self.step, self._earlier = int(step), saved["elapsed"]
                     self.report(f"going on after step {self.step}")
                     return saved["state"]
-                self.report(f"{path.name} was left by other code, another kind of machine or another part of the run, "
-                            "or by another run: not used")
+                left_by = "other code, another kind of machine or another part of the run"
+                self.report(f"{path.name} was left by {left_by}, or by another run: not used")
             path.unlink()
         self.loaded = None
         return None

@@ -128,9 +128,10 @@ def check_injected(cells: list[str]) -> None:
 
 
 def notebook_digest(notebook: str | Path) -> str:
-    """A hash of the code cells' sources: text, outputs, metadata and the parameters' defaults do not count."""
+    """A hash of the code cells' sources, but for the parameters' defaults, which decide nothing."""
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    code = (c for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", []))
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and cell not in tagged]
     sources = ["".join(cell["source"]) for cell in code]
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
 
@@ -174,7 +175,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
         raise NotebookError(f"{notebook.name}: {problem}")
     failed.unlink(missing_ok=True)
     for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
-        if output.get("name") == "stderr":  # what it warns of, such as numbers of other code, is said here too
+        if output.get("name") == "stderr":  # what it warns of, such as numbers of other code
             print(output.text, end="", file=sys.stderr)
 
 

@@ -110,7 +110,7 @@ def locked(
     """Hold the lock file at `path`; a killed process lets go.
 
     Gives the file's descriptor, and the number of a process that held the lock and was killed, if there was one. Where
-    another process holds it, say so and wait until it has let go, or raise ValueError, which names that process.
+    another process holds it, say so and wait, or raise ValueError, which names that process.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +119,8 @@ def locked(
             if not try_lock(file):
                 holder = file.read()
                 if not wait:
-                    raise ValueError(f"{what} is already being run there, by process {holder}: wait for it or end it")
+                    already = f"{what} is already being run there, by process {holder}"
+                    raise ValueError(f"{already}: wait for it or end it")
                 report(f"waiting for process {holder}, which is at {what}")
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)

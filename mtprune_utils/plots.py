@@ -76,16 +76,17 @@ def save_figure(
         figure.savefig(image, format=kind, dpi=150, bbox_inches="tight", metadata=metadata)
         write_atomically(place / f"{name}.{kind}", image.getvalue())
     write_atomically(place / f"{name}.csv", csv_text(data.to_dict("records")).encode())
+    kept = ("commit", "dirty", "code", "content", "data_digest", "device", "threads", "packages")
     used = {
-        label: {key: value for key, value in origin.items() if key not in ("data", "python", "params", "settings")}
+        label: {key: origin[key] for key in kept if key in origin}
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
     notebook = PROJECT / FIGURE_NOTEBOOKS[name]
     drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
     codes = {label.split("/")[0]: run["code"] for label, run in used.items()}
-    other = {stage: code for stage, code in codes.items() if experiment.refusal(stage, code)}
-    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by, "other_code": other}
+    drawn_by["other_code"] = {s: code for s, code in codes.items() if experiment.refusal(s, code)}
+    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by}
     write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
 
 

@@ -24,8 +24,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     """Bring the tables up to date with the run folders, and read them: {"<stage>_<table>": data frame}.
 
     Runs that are not of the experiment's grid, because a number has changed since, are dropped. Each table has the run's
-    cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished, and ValueError, before
-    anything is written, if the runs of a stage are of several codes.
+    cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished, and
+    ValueError, before anything is written, if the runs of a stage are of several codes.
     """
     folder = results_folder(experiment, figures)
     grid = experiment.runs()
@@ -44,8 +44,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     if not lines:
         name, command = experiment.profile.name, experiment.command
         raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `{command}`")
-    kept = map(json.loads, lines)
-    experiment.check_codes((record["stage"], record["files"]["provenance.json"]["code"]) for record in kept)
+    kept = [json.loads(line) for line in lines]
+    experiment.check_codes((r["stage"], r["files"]["provenance.json"]["code"]) for r in kept)
     tables = {}
     for name, texts in parts.items():
         rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
@@ -70,15 +70,16 @@ def _with_cells(texts: list[tuple[Run, str]]):
 
 
 def origins_of(runs: list[Run]) -> dict[str, dict]:
-    """{"<stage>/<name>": provenance} of finished runs, each with the hash of its tables as "content"."""
-    more = {run: {"content": run.content} for run in runs}
-    return {f"{run.stage}/{run.name}": read_json(run.path("provenance.json")) | more[run] for run in runs}
+    """{"<stage>/<name>": provenance} of finished runs, with the hash of their tables, "content"."""
+    origins = [read_json(run.path("provenance.json")) | {"content": run.content} for run in runs]
+    return {f"{run.stage}/{run.name}": origin for run, origin in zip(runs, origins)}
 
 
 def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
     """The same of every run in the tables; those whose folders are gone have no "content"."""
     records = _read_records(results_folder(experiment, figures))
-    known = {f"{record['stage']}/{record['name']}": record["files"]["provenance.json"] for record in records}
+    labels = [f"{record['stage']}/{record['name']}" for record in records]
+    known = dict(zip(labels, (record["files"]["provenance.json"] for record in records)))
     here = origins_of([run for run in experiment.runs() if run.done])
     return known | {label: origin for label, origin in here.items() if label in known}
 

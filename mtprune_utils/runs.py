@@ -3,9 +3,9 @@
 runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results depend on>/
     params.json  provenance.json  *.csv  model.safetensors  timing.json  done.json (written last)
 
-A run is finished if done.json is there, which holds checksums of what the run wrote, the digest of its code, and the
-content of what it started from: times do not count. Files are written beside their place and renamed, so none is ever
-half there.
+A run is finished if done.json is there, which holds the digest of its code and checksums of what it
+wrote and of what it started from: times do not count. Files are written beside their place and
+renamed, so none is ever half there.
 """
 
 import hashlib
@@ -117,7 +117,7 @@ class Experiment:
         return PROJECT / "figures" / self.label / "results" / "vouched.json"
 
     def same_code(self, stage: str, code: str) -> set[str]:
-        """The digests that `make vouch` has found to give a stage the numbers of `code`, with it."""
+        """The digests of the code that `make vouch` has found to give the numbers of `code`."""
         stamps = read_json(self.vouched_file) if self.vouched_file.exists() else []
         groups = [{*stamp["from"], stamp["to"]} for stamp in stamps if stamp["stage"] == stage]
         same = {code}
@@ -130,12 +130,13 @@ class Experiment:
         return {stage: self.same_code(stage, code_digest(stage, self.data)) for stage in TABLES}
 
     def refusal(self, stage: str, code: str) -> str:
-        """Why results of that code do not count as the present code's, and what to do; "" if they do."""
+        """Why results of that code are not the present code's, and what to do; "" if they are."""
         if code in self._present[stage]:
             return ""
-        now, data = code_digest(stage, self.data), "" if self.data == "rooms" else f" DATA={self.data}"
-        return (f"of other code, {code}, not the present {now}: repeat it (delete its folder), or see "
-                f"by `make vouch PROFILE={self.profile.name}{data}` whether the numbers are the same")
+        now = code_digest(stage, self.data)
+        data = f" DATA={self.data}" * (self.data != "rooms")
+        return (f"of other code, {code}, not the present {now}: repeat it (delete its folder), or "
+                f"see by `make vouch PROFILE={self.profile.name}{data}` if the numbers are equal")
 
     def check_codes(self, codes: Iterable[tuple[str, str]]) -> None:
         """Say which results, shown together, are of other code; each is given by stage and digest.
@@ -148,7 +149,8 @@ class Experiment:
         for stage, found in of_stage.items():
             refusal = next(filter(None, (self.refusal(stage, code) for code in found)), "")
             if not {*found} <= self.same_code(stage, found[0]):
-                raise ValueError(f"{stage} runs of several codes are not shown together. Some are {refusal}")
+                several = f"{stage} runs of several codes are not shown together"
+                raise ValueError(f"{several}. Some are {refusal}")
             if refusal:
                 print(f"{stage} runs are {refusal}", file=sys.stderr)
 
@@ -308,7 +310,7 @@ class Run:
 
     @cached_property
     def stream(self) -> str:
-        """What a search draws its trials by: the name without its tasks, as when the study was made."""
+        """What a search draws its trials by: the name that it had when names had no tasks."""
         before = {key: value for key, value in self.params.items() if key != "tasks"}
         return self._named(before | {"inputs": [run.stream for run in self.inputs]})
 
@@ -332,7 +334,7 @@ class Run:
 
     @property
     def marker(self) -> dict:
-        """What `finish` has written: the digest "code", the content of "inputs", checksums of "files"."""
+        """What `finish` wrote: the digest "code", contents of "inputs", checksums of "files"."""
         return read_json(self.path("done.json"))
 
     @property
@@ -352,8 +354,8 @@ class Run:
             return f"{self.stage} {self.name} is {refusal}"
         then, now = self.marker.get("inputs", {}), self.input_contents()
         if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
-            return (f"{self.stage} {self.name} was made from other results of {', '.join(changed)} than are here: "
-                    "delete its folder to repeat it")
+            return (f"{self.stage} {self.name} was made from other results of {', '.join(changed)} "
+                    "than are here: delete its folder to repeat it")
         return next(filter(None, (run.outdated() for run in self.inputs if run.done)), "")
 
     def finish(self, code: str, inputs: dict[str, str] | None = None) -> None:
@@ -415,7 +417,7 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     """Where results came from: code, versions, machine. Paths and host names are left out."""
     own = {"tune": ("optuna",), "figure": ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")}.get(stage, ())
     packages = ("torch", "numpy", "torch-pruning", "safetensors", *own)
-    changes = git("status", "--porcelain", "--untracked-files=no", "--", "mtprune_utils", "notebooks")
+    changes = uncommitted("mtprune_utils", "notebooks")
     return {
         "commit": git("rev-parse", "HEAD"),
         "dirty": None if changes is None else bool(changes),
@@ -427,14 +429,20 @@ def provenance(stage: str, data: str = "rooms", **more) -> dict:
     }
 
 
+def uncommitted(*folders: str) -> str | None:
+    """What has changed there since the last commit; None where there is no repository."""
+    return git("status", "--porcelain", "--untracked-files=no", "--", *folders)
+
+
 def git(*arguments: str) -> str | None:
-    """What git says of the repository; None if there is none, or only somebody else's around an installed package."""
+    """What git says of the repository; None if there is none, or only one around the package."""
     if not (PACKAGE.parent / ".git").exists():
         return None
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=PACKAGE.parent, env=own, capture_output=True, text=True, check=True
+            ["git", *arguments], cwd=PACKAGE.parent, env=own,
+            capture_output=True, text=True, check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

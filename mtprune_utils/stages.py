@@ -40,9 +40,10 @@ def load_data(run: Run) -> Dataset:
 def execute(run: Run, report: Callable[[str], None] = print, wait: bool = False) -> None:
     """Do the run, and first whatever it starts from, unless it is finished. An interrupted one goes on where it was.
 
-    Where another process is at what it starts from, it waits for it; likewise, with `wait`, at the run itself.
-    Raises ValueError if another process is at the run, or if it or what it starts from was finished by other code; and
-    in one line what a run can fail of: RuntimeError (memory, a loss that is not finite, an interruption) or OSError (the disk).
+    Waits for a process that is at what it starts from; with `wait`, also for one that is at the run
+    itself, else raises ValueError, as it does where a part of the chain was finished by other code.
+    Raises in one line what a run can fail of: RuntimeError (memory, a loss that is not finite, an
+    interruption) or OSError (the disk).
     """
     run.experiment.check()
     run.reopen_if_damaged(report)
@@ -56,8 +57,9 @@ def execute(run: Run, report: Callable[[str], None] = print, wait: bool = False)
     device = device_of(profile)
     set_up(profile, device)
     origin |= {"threads": torch.get_num_threads(), "device": device_kind(device)}
-    same = (run.name, *(origin[key] for key in ("code", "threads", "device")), torch.cuda.device_count(), torch.__version__)
-    checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, " ".join(map(str, same)), report)
+    same = [run.name, *(origin[key] for key in ("code", "threads", "device"))]
+    same = " ".join(map(str, (*same, torch.cuda.device_count(), torch.__version__)))
+    checkpoints = Checkpoints(run.path("checkpoints"), profile.checkpoint_seconds, same, report)
     try:
         with locked(run.lock_file, f"{run.stage} {run.name}", wait, report):
             for upstream in run.inputs:
@@ -66,7 +68,8 @@ def execute(run: Run, report: Callable[[str], None] = print, wait: bool = False)
                 if not run.done:  # by another process, meanwhile
                     _execute(run, origin, report, checkpoints)
                 if checkpoints.stop:  # asked for too late for a checkpoint
-                    raise Interrupted(f"stopped, with {run.stage} {run.name} finished: run it again to go on")
+                    finished = f"{run.stage} {run.name} finished"
+                    raise Interrupted(f"stopped, with {finished}: run it again to go on")
     except training.Diverged as error:
         kept = f"; the last good checkpoint is that of step {checkpoints.step}" if checkpoints.step else ""
         raise training.Diverged(f"{error}{kept}") from error
@@ -79,13 +82,15 @@ def execute(run: Run, report: Callable[[str], None] = print, wait: bool = False)
         ) from error
     except Exception as error:
         if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            smaller = {"batch_size": profile.batch_size // 2} if profile.batch_size > 1 else {"crop": profile.crop // 2}
+            size, crop = profile.batch_size, profile.crop
+            smaller = {"batch_size": size // 2} if size > 1 else {"crop": crop // 2}
             raise RuntimeError(
-                f"out of memory on {device} with batches of {profile.batch_size} at {profile.crop} pixels: override batch_size or "
-                f"crop, e.g. {smaller}"
+                f"out of memory on {device} with batches of {size} at {crop} pixels: override "
+                f"batch_size or crop, e.g. {smaller}"
             ) from error
-        if checkpoints.loaded and not isinstance(error, Interrupted):  # it has not led to a single step
-            raise ValueError(f"{checkpoints.loaded} holds no state that the run can go on from: delete it") from error
+        if checkpoints.loaded and not isinstance(error, Interrupted):  # no step has come of it
+            unfit = f"{checkpoints.loaded} holds no state that the run can go on from"
+            raise ValueError(f"{unfit}: delete it") from error
         raise
 
 
@@ -100,9 +105,10 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
     stage = {"dense": _dense, "tune": _tune, "prune": _prune, "retrain": _retrain}[run.stage]
     stage(run, dataset.resized_for_evaluation(run.profile.crop).to(device_of(run.profile)), report, checkpoints)
     run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
-    if gone := [file for file in ("params.json", "provenance.json", *TABLES[run.stage]) if not run.path(file).exists()]:
+    written = ("params.json", "provenance.json", *TABLES[run.stage])
+    if gone := ", ".join(file for file in written if not run.path(file).exists()):
         checkpoints.clear()  # it has to begin anew
-        raise FileNotFoundError(f"{run.stage} {run.name}: {', '.join(gone)} was deleted while it ran: run it again")
+        raise FileNotFoundError(f"{run.folder}: {gone} was deleted while it ran: run it again")
     run.finish(origin["code"], inputs)
     checkpoints.clear()
 
@@ -110,7 +116,7 @@ def _execute(run: Run, origin: dict, report: Callable[[str], None], checkpoints:
 def execute_missing(runs: list[Run], report: Callable[[str], None] = print) -> None:
     """For a figure: make what is missing of the smoke profile; of a larger one, say which command makes it.
 
-    Raises FileNotFoundError in the latter case, and ValueError where runs of several codes would be shown as one.
+    Raises FileNotFoundError in the latter case, and ValueError for runs of several codes.
     """
     for run in runs:
         run.reopen_if_damaged(report)
@@ -341,7 +347,8 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
 
     while len(finished()) < trials:
         # A seed of each trial's own: an interrupted search goes on as an uninterrupted one would.
-        study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=_stream(f"{run.stream} {len(finished())}") % 2**32)
+        seed = _stream(f"{run.stream} {len(finished())}") % 2**32
+        study.sampler = optuna.samplers.TPESampler(n_startup_trials=6, seed=seed)
         trial = study.ask(spaces)
         checkpoints.part = f"trial {len(finished())}"
         try:

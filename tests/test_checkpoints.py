@@ -147,16 +147,17 @@ def test_a_checkpoint_with_a_senseless_state_is_named(state, tmp_path, monkeypat
             stages.execute(run, lambda line: None)
     file = sorted(run.path("checkpoints").iterdir())[-1]
     if state:
-        with pytest.raises(ValueError, match=f"{file.name} holds no state that the run can go on from: delete it"):
+        with pytest.raises(ValueError, match=f"{file.name} holds no state .*: delete it"):
             stages.execute(run, lambda line: None)
         file.unlink()
     stages.execute(run, lambda line: None)
     assert run.done
 
 
-@pytest.mark.parametrize("other", [("dense", 0, "multitask", {}), ("dense", 1, "depth", {}), ("dense", 1, "multitask", {"dense.lr": 0.1})])
-def test_a_checkpoint_of_another_run_is_not_used_and_that_is_said(other, tmp_path):
-    stage, seed, arm, overrides = other
+@pytest.mark.parametrize("seed, arm, overrides", [
+    (0, "multitask", {}), (1, "depth", {}), (1, "multitask", {"dense.lr": 0.1}),
+])
+def test_a_checkpoint_of_another_run_is_not_used_and_that_is_said(seed, arm, overrides, tmp_path):
     own = test_runs.experiment(tmp_path, checkpoint_seconds=0).dense(1)
     foreign = test_runs.experiment(tmp_path, checkpoint_seconds=0, **overrides).dense(seed, arm)
     said = []
