@@ -14,9 +14,22 @@ PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
 BATCH = $(BIN)/python -m mtprune_utils.batch
+# Values reach the programs as they are, through the environment: neither make nor a shell expands
+# them. A dollar may be doubled, as usual for make.
+override PROFILE := $(subst $$$$,$$,$(value PROFILE))
+override DATA := $(subst $$$$,$$,$(value DATA))
+override ROOT := $(subst $$$$,$$,$(value ROOT))
+override OVERRIDES := $(subst $$$$,$$,$(value OVERRIDES))
+override BASE := $(subst $$$$,$$,$(value BASE))
+override JOBS := $(subst $$$$,$$,$(value JOBS))
+export PROFILE DATA ROOT OVERRIDES BASE JOBS
+SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
+CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
+AT_ONCE = $${JOBS:+--jobs "$$JOBS"}
 # One thread: results differ in the last digits between one thread and two.
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
+export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
 .PHONY: help figures smoke study claims test stress check vouch bench bench-run bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
@@ -25,16 +38,16 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
-	@$(BATCH) figures --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)') $(if $(JOBS),--jobs $(JOBS))
+	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(AT_ONCE)
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
-	@$(BATCH) figures --profile smoke $(if $(JOBS),--jobs $(JOBS))
+	@$(BATCH) figures --profile smoke $(AT_ONCE)
 
 study: $(INSTALLED)  ## go on with the study that decides the claims, from its committed tables (hours, in as many sittings as you like)
-	@$(BATCH) figures --profile study --restore $(if $(JOBS),--jobs $(JOBS))
+	@$(BATCH) figures --profile study --restore $(AT_ONCE)
 
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
-	@$(BATCH) claims --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(OVERRIDES),--overrides '$(OVERRIDES)')
+	@$(BATCH) claims $(SETTINGS) $(CHANGED)
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
@@ -48,13 +61,13 @@ check: $(INSTALLED)  ## name each figure whose code, numbers or data have change
 	@$(BIN)/python -m mtprune_utils.check
 
 vouch: $(INSTALLED)  ## repeat committed runs by the code as it is, and note if it gives the same numbers (PROFILE=quick, BASE=commit)
-	$(BIN)/python -m mtprune_utils.vouch --profile $(PROFILE) --data $(DATA) --root "$(ROOT)" $(if $(BASE),--base $(BASE))
+	$(BIN)/python -m mtprune_utils.vouch $(SETTINGS) $${BASE:+--base "$$BASE"}
 
 bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty minutes; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py
 
 bench-run: $(INSTALLED)  ## time a complete pruning run, removal by removal, into benchmarks/throughput (PROFILE=quick; paper needs a GPU)
-	$(BIN)/python benchmarks/throughput.py --profile $(PROFILE)
+	$(BIN)/python benchmarks/throughput.py --profile "$$PROFILE"
 
 bench-scores: $(INSTALLED)  ## how far scores on fewer minibatches, or in bf16, agree with all in float32 (trains, an hour)
 	$(BIN)/python benchmarks/scores.py

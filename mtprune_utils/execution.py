@@ -4,9 +4,11 @@ papermill alone runs a misspelt parameter's notebook on the defaults, and calls 
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -33,6 +35,7 @@ FIGURE_NOTEBOOKS = {
 }
 # Garbage is sought a hundred times less often, and not at the end: imports and the kernel's end take 1.5 s less.
 LESS_GARBAGE_COLLECTION = "import atexit, gc; gc.set_threshold(70_000); atexit.register(gc.freeze)"
+OWN_STYLE = "import matplotlib; matplotlib.rcdefaults()"  # whatever the user's matplotlibrc says
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 
 
@@ -45,7 +48,7 @@ class NotebookError(RuntimeError):
 def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object]]:
     """{name: (type, default)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
     try:
-        cells = json.loads(Path(notebook).read_text())["cells"]
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
         sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{Path(notebook).name} is no Jupyter notebook") from None
@@ -151,6 +154,8 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
 
     notebook, output = Path(notebook), Path(output)
     parameters = check_parameters(notebook, parameters)
+    if output.is_dir():
+        raise IsADirectoryError(f"{output} is a folder: name the file for the executed notebook")
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     scratch = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.ipynb")  # runs at the same time never share a file
@@ -159,16 +164,24 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
             paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
             # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
             patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
-            kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={LESS_GARBAGE_COLLECTION}"]  # a cell's errors are told anyway
-            executed = papermill.execute_notebook(*paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel)
+            lines = f"{LESS_GARBAGE_COLLECTION}; {OWN_STYLE}"
+            kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]  # a cell's errors are told anyway
+            with _own_kernel() as name:
+                executed = papermill.execute_notebook(
+                    *paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel,
+                    kernel_name=name, language="python",
+                )
             problem = _incomplete(executed, expected_files)
         except Exception as error:
             problem = _reason(error)
-        if scratch.exists():
-            executed = nbformat.read(scratch, as_version=4)
-            for key in ("input_path", "output_path"):  # paths on this machine
-                executed.metadata.get("papermill", {}).pop(key, None)
-            write_atomically(failed if problem else output, f"{nbformat.writes(executed)}\n".encode())
+        try:
+            if scratch.exists():
+                executed = nbformat.read(scratch, as_version=4)
+                for key in ("input_path", "output_path"):  # paths on this machine
+                    executed.metadata.get("papermill", {}).pop(key, None)
+                write_atomically(failed if problem else output, f"{nbformat.writes(executed)}\n".encode())
+        except (OSError, ValueError) as error:  # the disk is full: half of it is no notebook
+            problem = problem or _reason(error)
     finally:
         scratch.unlink(missing_ok=True)
     if problem:
@@ -177,6 +190,28 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
         if output.get("name") == "stderr":  # what it warns of, such as numbers of other code
             print(output.text, end="", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _own_kernel():
+    """The name of a kernel on this very Python, while its environment holds.
+
+    The user's kernels, IPython profile and startup files, backend and locale have no say in it, and no home is needed.
+    """
+    from ipykernel.kernelspec import KERNEL_NAME, write_kernel_spec
+
+    theirs = dict(os.environ)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        write_kernel_spec(Path(folder, "kernels", KERNEL_NAME))
+        own = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"), folder)
+        try:
+            os.environ.update(own, PYTHONUTF8="1")
+            for name in ("MPLBACKEND", "PYTHONSTARTUP"):
+                os.environ.pop(name, None)
+            yield KERNEL_NAME
+        finally:
+            os.environ.clear()
+            os.environ.update(theirs)
 
 
 def _incomplete(executed, expected_files) -> str | None:
@@ -220,7 +255,7 @@ def refresh_notebooks() -> None:
             print(f"{notebook.name} ...", flush=True)
             execute(notebook, Path(scratch, notebook.name), {})
         for notebook in notebooks:
-            write_atomically(notebook, without_volatile_metadata(Path(scratch, notebook.name).read_text()).encode())
+            write_atomically(notebook, without_volatile_metadata(Path(scratch, notebook.name).read_text(encoding="utf-8")).encode())
 
 
 def without_volatile_metadata(text: str) -> str:

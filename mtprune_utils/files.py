@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
@@ -41,7 +42,7 @@ def write_json(path: Path, value) -> None:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV. (The figure notebooks read the same files with pandas.)"""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -53,17 +54,26 @@ def write_atomically(path: Path, content: bytes) -> None:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
+            _where_supported(os.fsync, file.fileno())
+        _where_supported(os.chmod, name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)  # the new name, too, has to outlast a power cut
     try:
-        os.fsync(folder)
+        _where_supported(os.fsync, folder)
     finally:
         os.close(folder)
+
+
+def _where_supported(call: Callable, *arguments) -> None:
+    """Call it. Shares (CIFS, FUSE) that know no such thing are passed over, a disk's errors are raised."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EPERM):
+            raise
 
 
 def source_digest(modules: Iterable[Path]) -> str:
@@ -95,11 +105,17 @@ def checksum(path: Path) -> str:
 
 
 def try_lock(file) -> bool:
-    """Lock an open file for as long as it is open; False if another process has."""
+    """Lock an open file for as long as it is open; False if another process has.
+
+    Raises OSError where there are no locks, as on some network shares.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        folder = Path(file.name).parent
+        raise OSError(f"{folder} gives no locks ({error.strerror}): choose a folder elsewhere") from error
     return True
 
 
