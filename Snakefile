@@ -48,7 +48,7 @@ FIGURES = {  # figure: the runs it shows
 STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
 FIGURE_FILES = [f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
 RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
-    f"exec {shlex.quote(sys.executable)} -m mtprune_utils.batch notebook "
+    "exec {sys.executable:q} -m mtprune_utils.batch notebook "
     "{params.notebook} {params.executed:q} --expect {output:q} {params.arguments}"
 )
 
@@ -68,7 +68,9 @@ def job_name(run):
 
 
 def arguments(job, parameters):
-    values = [word for name, value in parameters.items() for word in ("-p", name, json.dumps(value))]
+    """As `batch notebook` takes them: text as it is, the rest as JSON."""
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in parameters.items()}
+    values = [word for name, text in texts.items() for word in ("-p", name, text)]
     return shlex.join(["--job", job, *values])
 
 

@@ -11,8 +11,8 @@ imported at the top: the runner of a job waits for its kernel and needs no torch
 
 import argparse
 import contextlib
-import csv
 import ctypes
+import getpass
 import json
 import os
 import re
@@ -21,10 +21,13 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 from pathlib import Path
 
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, refresh_notebooks
-from mtprune_utils.files import PROJECT, locked, try_lock, write_atomically, write_json
+from mtprune_utils.execution import (
+    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, notebook_parameters, refresh_notebooks,
+)
+from mtprune_utils.files import PROJECT, locked, read_table, try_lock, write_atomically, write_json
 
 STAGES = (*STAGE_NOTEBOOKS, "figure")
 RETRIES = 1  # of a failed job
@@ -34,7 +37,8 @@ ENVIRONMENT = {
     # Keep the memory of large tensors for the next ones: to get it from the system anew takes 5 % of a step (glibc).
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
 }
-EVENT = "mtprune: "  # begins the lines in which jobs tell the launcher what happens, among Snakemake's own
+# Precedes what jobs tell the launcher, among Snakemake's own lines. JSON and the folders' names have no control characters.
+EVENT = "\x1emtprune: "
 
 
 def end_with_parent(signum: int) -> None:
@@ -60,13 +64,18 @@ def one_gpu():
     with contextlib.ExitStack() as stack:
         locks = {}
         for gpu in visible_gpus():
-            path = Path(tempfile.gettempdir(), f"mtprune-{os.getuid()}-gpu-{gpu}.lock")
-            locks[gpu] = stack.enter_context(path.open("w"))
+            name = f"mtprune-{os.getuid()}-gpu-{urllib.parse.quote(gpu, safe='')}.lock"  # MIG's have slashes
+            locks[gpu] = stack.enter_context(open(Path(tempfile.gettempdir(), name), "a", opener=_no_link))
         while locks and not (free := next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)):
             time.sleep(1)
         if locks:
             os.environ["CUDA_VISIBLE_DEVICES"] = free
         yield
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Opens a file of a folder that everybody may write to: no link that somebody else has put there."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def run_notebook(notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None) -> int:
@@ -123,14 +132,14 @@ class Progress:
         self.attempts: dict[str, int] = {}
         self.seconds: dict[str, float] = {}  # of every job, also of earlier batches
         if self.timings.exists():
-            with self.timings.open() as file:
-                self.seconds = {row["job"]: float(row["seconds"]) for row in csv.DictReader(file)}
+            self.seconds = {row["job"]: float(row["seconds"]) for row in read_table(self.timings)}
 
     def read(self, line: str) -> None:
         """Take in a line of Snakemake's output: an event of ours, or a row of its table of jobs to run."""
         if EVENT in line:
             event = json.loads(line.partition(EVENT)[2])
-            getattr(self, event.pop("event"))(**event)
+            take_in = {"grid": self.grid, "started": self.started, "done": self.done, "failure": self.failure}
+            take_in[event.pop("event")](**event)
         elif row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
             self.total += int(row[2])
 
@@ -178,7 +187,8 @@ class Progress:
     def trouble(self, log: Path) -> str:
         failed = self.failed | {job: {"error": "killed from outside (out of memory?)"} for job in self.running}
         if not failed:
-            return "Snakemake failed; its log ends:\n" + "\n".join(log.read_text().splitlines()[-8:])
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if EVENT not in line]
+            return "\n".join(["Snakemake failed; its log ends:", *lines[-8:], RESUME])
         lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
         for job, failure in failed.items():
             lines.append(f"  {job}: {failure['error']}")
@@ -232,11 +242,17 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
 
     experiment = Experiment.open(**settings)  # a misspelt name is told at once, in one line
     experiment.check()
+    odd = re.search(r"[{}\x00-\x1f\x7f\ud800-\udfff]", f"{settings['runs']}{figures}")
+    if odd:  # Snakemake takes braces for wildcards
+        raise ValueError(f"runs and figures may lie in no folder whose name has {odd[0]!r} in it: choose other folders")
     device, gpus = experiment.profile.device, visible_gpus()
     if device == "cuda" and not gpus:
         raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
     if device != "cpu" and gpus and not torch.cuda.is_available():  # else a GPU's work would begin on one core
-        raise ValueError("there is a GPU here that torch cannot use: update its driver, or override device with cpu")
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        what = f"CUDA_VISIBLE_DEVICES names {named}, which" if named else "there is a GPU here that"
+        way = "correct or unset it" if named else "update its driver"
+        raise ValueError(f"{what} torch cannot use: {way}, or override device with cpu")
     profile = experiment.profile.name
     folder, place = PROJECT / settings["runs"] / profile, PROJECT / figures / experiment.label
     with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):
@@ -311,18 +327,23 @@ def renew_readme(figures: Path) -> None:
 def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
     """Run Snakemake, its words into the log, ours onto the screen. It dies with this process and holds the lock too."""
     print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
+    environment = os.environ | {"PYTHONUTF8": "1"}
+    try:
+        getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name, and Snakemake asks for it
+        environment["LOGNAME"] = str(os.getuid())
     process = subprocess.Popen(
-        command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
         start_new_session=True, pass_fds=[lock], preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     try:
-        with log.open("w") as file:
+        with log.open("w", encoding="utf-8") as file:
             for line in process.stdout:
                 file.write(line)
                 file.flush()
                 progress.read(line)
         code = process.wait()
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit, OSError):  # the last where the disk takes no more
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         print("\nStopping the running jobs ...", flush=True)
@@ -343,7 +364,7 @@ def parsed(text: str) -> object:
     """A parameter's value: the text itself, unless it is JSON. (The notebook's types refuse half an object.)"""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, or none that anybody means
         return text
 
 
@@ -393,8 +414,12 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
     try:
         if options.command == "notebook":
-            parameters = {name: parsed(value) for name, value in options.parameters}
+            declared = notebook_parameters(options.notebook)
+            text = [name for name, (kind, _) in declared.items() if kind is str]  # it stays as it is
+            parameters = {name: value if name in text else parsed(value) for name, value in options.parameters}
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
+        if not (PROJECT / STAGE_NOTEBOOKS["dense"]).is_file():
+            raise FileNotFoundError(f"{options.command} needs the repository, with its notebooks: run it in a clone")
         if options.command == "refresh":
             refresh_notebooks()
             return 0

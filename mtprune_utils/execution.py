@@ -177,6 +177,7 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
         try:
             if scratch.exists():
                 executed = nbformat.read(scratch, as_version=4)
+                problem = problem and f"{problem}{_said_by_magic(executed)}"
                 for key in ("input_path", "output_path"):  # paths on this machine
                     executed.metadata.get("papermill", {}).pop(key, None)
                 write_atomically(failed if problem else output, f"{nbformat.writes(executed)}\n".encode())
@@ -226,6 +227,16 @@ def _incomplete(executed, expected_files) -> str | None:
                 return f"cell {cell.execution_count}: {output.ename}: {output.evalue}"
     missing = [str(file) for file in expected_files if not Path(file).exists()]
     return f"it ran to its end without writing {', '.join(missing)}" if missing else None
+
+
+def _said_by_magic(executed) -> str:
+    """What IPython printed where a cell failed without an error of its own, as one with an unknown magic does."""
+    failed = [cell for cell in executed.cells if cell.metadata.get("papermill", {}).get("exception")]
+    outputs = failed[-1].outputs if failed else []
+    if any(output.output_type == "error" for output in outputs):
+        return ""
+    text = "".join(output.text for output in outputs if output.get("name") == "stderr")
+    return f" {text.strip().splitlines()[-1]}" if text.strip() else ""
 
 
 def _reason(error: Exception) -> str:

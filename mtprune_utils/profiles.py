@@ -20,6 +20,10 @@ from mtprune_utils.criteria import CRITERIA
 from mtprune_utils.models import VGG16_WIDTHS, Architecture
 
 
+LARGEST = 10**9  # whole number that a setting may be
+WIDEST = 2**14  # layer, in filters, and image, in pixels
+
+
 def _check(fine: bool, rule: str, value) -> None:
     if not fine:
         raise ValueError(f"{rule}, got {value!r}")
@@ -147,7 +151,7 @@ class Profile:
         _check(self.seeds >= 1, "seeds must be at least 1", self.seeds)
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
-        _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1], "scale must be (low, high)", self.scale)
+        _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 100, "scale must be (low, high)", self.scale)
         falling = all(larger > smaller for larger, smaller in itertools.pairwise((1, *self.sizes, 0)))
         _check(falling, "sizes must be falling shares between 0 and 1", self.sizes)
         there = all(0 <= rank < len(self.sizes) for rank in self.controls.ranks)
@@ -166,8 +170,11 @@ class Profile:
         _check(0 < len(self.criteria) == len(set(self.criteria)), "criteria must name at least one, and each once", self.criteria)
         _check(self.test_images is None or self.test_images >= 1, "test_images must be at least 1", self.test_images)
         self.architecture({})  # it checks backbone, widths and stride
+        widest = max(*self.widths, self.head_width, self.image_height, self.crop)
+        _check(widest <= WIDEST, f"widths, head_width, image_height and crop must be at most {WIDEST}", widest)
         imagenet = self.backbone == "vgg16" and self.widths == VGG16_WIDTHS
         _check(not self.pretrained or imagenet, "pretrained weights are those of a full-width vgg16", (self.backbone, self.widths))
+
 
     def architecture(self, tasks: dict[str, int]) -> Architecture:
         """The dense network of this profile, for {task: output channels}."""
@@ -250,6 +257,9 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     own = groups.pop("", {})
     parts = {group: dataclasses.replace(getattr(profile, group), **changes) for group, changes in groups.items()}
     profile = dataclasses.replace(profile, **own, **parts)
+    for key, value in flat(dataclasses.asdict(profile)).items():
+        numbers = [number for number in (value if isinstance(value, tuple) else [value]) if isinstance(number, float)]
+        _check(all(map(math.isfinite, numbers)), f"{key} must be finite", value)
     _check(bool(profile.sizes), "sizes must name at least one share of the dense network's parameters", profile.sizes)
     for criterion in (*profile.criteria, *profile.controls.schedules_of):
         known(criterion, CRITERIA, "criterion")
@@ -277,6 +287,8 @@ def _checked(key: str, value, hint):
             raise ValueError(f"{key!r} takes a list of {length}{kinds[0].__name__}s, got {value!r}")
         return tuple(_checked(key, item, kinds[0]) for item in value)
     allowed = typing.get_args(hint) or (hint,)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError(f"{key!r} takes whole numbers up to {LARGEST}, got a larger one")
     if float in allowed and type(value) is int:
         value = float(value)
     if type(value) not in allowed:
