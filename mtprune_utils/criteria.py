@@ -107,7 +107,20 @@ class Scores:
 
     @torch.no_grad()
     def _score(self, task_gradients: TaskGradients | None) -> list[Tensor]:
-        return [self.criterion.score(layer, task_gradients, self.generator) for layer in self.layers]
+        return [
+            self._checked(self.criterion.score(layer, task_gradients, self.generator), layer)
+            for layer in self.layers
+        ]
+
+    def _checked(self, score: Tensor, layer: PrunableLayer) -> Tensor:
+        filters = layer.conv.out_channels
+        if not torch.is_tensor(score) or score.shape != (filters,) or score.is_complex():
+            got = f"shape {tuple(score.shape)}" if torch.is_tensor(score) else type(score).__name__
+            raise ValueError(
+                f"the criterion {self.criterion.name} must return one score per filter, a tensor "
+                f"of shape ({filters},), got {got}"
+            )
+        return score
 
     def update(self, task_gradients: TaskGradients | None = None) -> None:
         if self.criterion.needs == "weights":
@@ -117,12 +130,20 @@ class Scores:
         self.batches += 1
 
     def mean(self) -> list[Tensor]:
-        """One (filters,) tensor per layer. Raises RuntimeError if no minibatch was scored."""
+        """One (filters,) tensor per layer.
+
+        Raises RuntimeError if no minibatch was scored, ValueError if a score is not finite.
+        """
+        name = self.criterion.name
         if self.criterion.needs == "weights":
-            return self._score(None)
-        if not self.batches:
-            raise RuntimeError(f"{self.criterion.name} scores minibatches, and has seen none: train before choosing")
-        return [total / self.batches for total in self.sums]
+            means = self._score(None)
+        elif self.batches:
+            means = [total / self.batches for total in self.sums]
+        else:
+            raise RuntimeError(f"{name} scores minibatches, and has seen none: train before choosing")
+        if not torch.cat(means).isfinite().all():
+            raise ValueError(f"the criterion {name} gave a score that is NaN or infinite")
+        return means
 
     def state(self) -> dict:
         return {"sums": self.sums, "batches": self.batches, "generator": self.generator.get_state()}

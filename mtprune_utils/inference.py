@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity
+from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity, evaluation_mode
 
 TOLERANCE = 1e-4
 ROUNDS = 3
@@ -140,10 +140,11 @@ def export_onnx(model: MultiTaskNet, size: tuple[int, int]) -> bytes:
 
     Batch norm stays as it is: ONNX Runtime folds it into the convolutions as it loads the file.
     """
-    exported = torch.onnx.export(
-        model.eval(), (torch.zeros(2, 3, *size),), dynamo=True, optimize=False, verbose=False,
-        input_names=["images"], output_names=list(model.heads), dynamic_shapes=({0: "batch"},),
-    ).model_proto
+    with evaluation_mode(model):
+        exported = torch.onnx.export(
+            model, (torch.zeros(2, 3, *size),), dynamo=True, optimize=False, verbose=False,
+            input_names=["images"], output_names=list(model.heads), dynamic_shapes=({0: "batch"},),
+        ).model_proto
     for node in exported.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
     return exported.SerializeToString()
@@ -172,8 +173,8 @@ def check_outputs(model: MultiTaskNet, session: onnxruntime.InferenceSession, im
     """Raises ValueError unless both give the same for (B, 3, H, W) images: within 1e-4, and where a task's outputs are
     all smaller than one, within 1e-4 of the largest.
     """
-    with torch.inference_mode():
-        expected = model.eval()(images)
+    with torch.inference_mode(), evaluation_mode(model):
+        expected = model(images)
     outputs = session.run(list(expected), {"images": images.numpy()})
     for (task, values), output in zip(expected.items(), outputs):
         difference = (values - torch.from_numpy(output)).abs().max().item()

@@ -4,9 +4,11 @@ Only backbone filters are pruned. A backbone lists what can be pruned as `layers
 """
 
 import json
+import math
 import re
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +17,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+
+from mtprune_utils.data import IMAGENET_MEAN, IMAGENET_SD, Split, image_to_float
+from mtprune_utils.tasks import resize_output
 
 VGG16_WIDTHS = (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)
 VGG16_POOL_AFTER = (1, 3, 6, 9, 12)  # index of the convolution, from 0
@@ -46,6 +51,11 @@ class Architecture:
             raise ValueError(f"widths must be {len(VGG16_WIDTHS)} positive numbers, got {self.widths}")
         if self.stride not in (2, 4, 8, 16, 32):
             raise ValueError(f"stride must be 2, 4, 8, 16 or 32, got {self.stride}")
+        counts = (*self.widths, self.head_width, *self.tasks.values())
+        if not all(type(count) is int and count >= 1 for count in counts):
+            raise ValueError(f"widths and channels must be whole numbers from 1, got {counts}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie between 0 and 1, got {self.dropout}")
 
     @property
     def filters(self) -> int:
@@ -57,6 +67,32 @@ class Architecture:
     @classmethod
     def from_json(cls, text: str) -> "Architecture":
         return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What stands beside a saved network's weights, so that others get the same predictions.
+
+    Images are RGB, 0 to 1, resized to side x side, and normalised by mean and sd. A task's output
+    is multiplied by its scale (depths are in metres then), and enlarged to the image where the
+    task is about pixels.
+    """
+
+    side: int
+    classes: tuple[str, ...]
+    scales: dict[str, float]
+    pixels: tuple[str, ...]  # tasks about pixels, not about the image as a whole
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    sd: tuple[float, ...] = IMAGENET_SD
+
+    def __post_init__(self):
+        for name in ("classes", "pixels", "mean", "sd"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        numbers = (*self.scales.values(), *self.mean, *self.sd)
+        fine = all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        texts = all(type(text) is str for text in (*self.classes, *self.pixels))
+        if not (fine and texts and type(self.side) is int and self.side >= 1):
+            raise ValueError(f"what it says of images and classes is not sound: {self}"[:200])
 
 
 class VGG(nn.Sequential):
@@ -113,6 +149,7 @@ class MultiTaskNet(nn.Module):
             for task, channels in architecture.tasks.items()
         })
         self._dense = architecture
+        self.interface: Interface | None = None  # of a network that was saved with one
 
     @property
     def layers(self) -> list[PrunableLayer]:
@@ -126,6 +163,37 @@ class MultiTaskNet(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.backbone(images)
         return {task: head(features) for task, head in self.heads.items()}
+
+    @torch.no_grad()
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Each task's output for uint8 RGB images (B, 3, H, W) of any size, as it was evaluated.
+
+        (B, channels, H, W) of tasks about pixels: class scores, depths in metres, normals that are
+        not yet of unit length. Raises ValueError for a network that was saved without `interface`.
+        """
+        if self.interface is None:
+            raise ValueError("the network says nothing about its images: it was saved without that")
+        side, size = self.interface.side, tuple(images.shape[-2:])
+        resized = Split(images, {}).resized((side, side), {}).image
+        with evaluation_mode(self):
+            outputs = self(image_to_float(resized))
+        scaled = {task: out * self.interface.scales.get(task, 1.0) for task, out in outputs.items()}
+        return {
+            task: resize_output(output, size) if task in self.interface.pixels else output
+            for task, output in scaled.items()
+        }
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for as long as the context lasts; then each module is as it was."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 def build(architecture: Architecture, seed: int) -> MultiTaskNet:
@@ -227,27 +295,61 @@ def complexity(architecture: Architecture, size: tuple[int, int]) -> dict[str, i
     }
 
 
-def model_bytes(model: MultiTaskNet) -> bytes:
-    """The network as a safetensors file that carries its architecture: nothing in it is ever unpickled."""
+TRAINING = "training."  # begins the names of batch statistics as training left them
+
+
+def model_bytes(model: MultiTaskNet, trained: MultiTaskNet | None = None) -> bytes:
+    """The network as a safetensors file that carries its architecture and interface.
+
+    Nothing in it is ever unpickled. trained: the same weights with the batch statistics that
+    training left and goes on from, where `model` has fresh ones.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    return save(tensors, metadata={"architecture": model.architecture.to_json()})
+    for name, tensor in trained.named_buffers() if trained else ():
+        tensors[TRAINING + name] = tensor.clone()
+    metadata = {"architecture": model.architecture.to_json()}
+    if model.interface:
+        metadata["interface"] = json.dumps(asdict(model.interface))
+    return save(tensors, metadata=metadata)
 
 
-def load_model(path: Path | str) -> MultiTaskNet:
-    """The inverse of `model_bytes`, from a file. Raises ValueError if the file is no such network."""
+def load_model(path: Path | str, to_train: bool = False) -> MultiTaskNet:
+    """The inverse of `model_bytes`, from a file: in evaluation mode, ready to predict.
+
+    to_train: with the batch statistics that training left, from which it goes on to the same
+    numbers. Raises ValueError if the file is no such network.
+    """
     try:
         with safe_open(path, framework="pt") as file:
-            architecture = Architecture.from_json(file.metadata()["architecture"])
+            metadata = file.metadata()
+            architecture = Architecture.from_json(metadata["architecture"])
+            if not architecture.tasks:
+                raise ValueError("it has no task")
             state = {name: file.get_tensor(name) for name in file.keys()}
+        left = {name: state.pop(TRAINING + name) for name in [*state] if TRAINING + name in state}
         with torch.device("meta"):
             model = MultiTaskNet(architecture)
-        model.load_state_dict(state, assign=True)
-        for name, tensor in state.items():
-            if tensor.is_floating_point() and (tensor.dtype != torch.float32 or not tensor.isfinite().all()):
-                raise ValueError(f"{name} is {tensor.dtype} or not finite")
+        for part in (state, left):
+            _check_tensors(part, model.state_dict())
+        model.load_state_dict(state | left if to_train else state, assign=True)
+        if "interface" in metadata:
+            model.interface = Interface(**json.loads(metadata["interface"]))
     except OSError:  # it is not there, or cannot be read: the error says so
         raise
-    except Exception as error:  # safetensors, json, key, shape errors: the reader needs one line, with the file's name
+    except Exception as error:  # safetensors, json, key, shape errors: one line, with the file's name
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is not a network written by mtprune: {reason[:300]}") from error
-    return model
+    return model.eval()
+
+
+def _check_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Raises ValueError for a tensor of another type, shape or range than the network has."""
+    for name, tensor in tensors.items():
+        own = expected.get(name)
+        if own is None or tensor.dtype != own.dtype or tensor.shape != own.shape:
+            wanted = "none" if own is None else f"{own.dtype} {tuple(own.shape)}"
+            raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, expected {wanted}")
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+        if name.endswith(("running_var", "num_batches_tracked")) and (tensor < 0).any():
+            raise ValueError(f"{name} is negative")

@@ -2,13 +2,14 @@
 
 import math
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
 from mtprune_utils.gradients import laid_out_like
-from mtprune_utils.models import Architecture, MultiTaskNet, count_parameters
+from mtprune_utils.models import Architecture, MultiTaskNet, count_parameters, evaluation_mode
 from mtprune_utils.profiles import Pruning
 
 
@@ -46,15 +47,17 @@ def select_filters(scores: list[Tensor], budget: int, floor: int, multiple: int 
     scores: one (filters,) tensor per layer. multiple: kept widths are rounded up to a multiple of this, and the next lowest
     go in place of the filters that this gives back; up to multiple - 1 more than the budget may go. Returns the sorted
     indices to remove, one int64 tensor per layer. Ties break by (score, layer, filter). Raises ValueError if there are fewer
-    than `budget` to remove, or a score is NaN.
+    than `budget` to remove, the budget is no whole number from 0, or a score is not finite.
     """
+    if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
+        raise ValueError(f"the budget is a number of filters, a whole number from 0, got {budget!r}")
     widths = [len(score) for score in scores]
     available = removable_filters(widths, floor)
     if budget > available:
         raise ValueError(f"asked to remove {budget} filters, but only {available} are above the floor of {floor} per layer")
     flat = torch.cat(scores).cpu()  # one transfer
-    if flat.isnan().any():
-        raise ValueError("a score is NaN: the loss diverged; lower the learning rate")
+    if not flat.isfinite().all():
+        raise ValueError("a score is NaN or infinite: the loss diverged; lower the learning rate")
     ranks = [score.argsort(stable=True).argsort() for score in flat.split(widths)]
     # A filter may go only if enough better ones of its layer stay.
     may_go = torch.cat([rank < width - floor for rank, width in zip(ranks, widths)])
@@ -78,19 +81,37 @@ class Pruner:
 
     def __init__(self, model: MultiTaskNet, example_size: tuple[int, int] = (64, 64)):
         self.model = model
+        self._check_trainable()
         device = next(model.parameters()).device
         dtype = next(model.parameters()).dtype
-        training = {module: module.training for module in model.modules()}
-        self.graph = tp.DependencyGraph().build_dependency(
-            model.eval(),  # tracing in train mode would move batch statistics
-            example_inputs=(torch.zeros(1, 3, *example_size, device=device, dtype=dtype),),
-            output_transform=lambda outputs: list(outputs.values()),
-        )
-        for module, mode in training.items():
-            module.training = mode
+        with evaluation_mode(model):  # tracing in train mode would move batch statistics
+            self.graph = tp.DependencyGraph().build_dependency(
+                model, example_inputs=(torch.zeros(1, 3, *example_size, device=device, dtype=dtype),),
+                output_transform=lambda outputs: list(outputs.values()),
+            )
+
+    def _check_trainable(self) -> None:
+        """The graph is found by autograd, and what is pruned becomes trainable again."""
+        frozen = [name for name, p in self.model.named_parameters() if not p.requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{len(frozen)} parameters are frozen (requires_grad is False), {frozen[0]} among "
+                "them: prune before you freeze, or set requires_grad for as long as you prune"
+            )
 
     def remove(self, filters: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Remove the given filters (one index tensor per layer) from the model and from the optimizer's state."""
+        """Remove filters from the model and from the optimizer's state.
+
+        filters: one tensor of distinct indices, int64, per layer. Raises ValueError, before
+        anything is removed, for indices that a layer has not, or that leave it without a filter,
+        and for frozen parameters.
+        """
+        self._check_trainable()
+        filters = [torch.as_tensor(indices) for indices in filters]
+        if len(filters) != len(self.model.layers):
+            raise ValueError(f"{len(filters)} index tensors for {len(self.model.layers)} layers")
+        for i, (layer, indices) in enumerate(zip(self.model.layers, filters)):
+            _check_indices(f"layer {i}", indices, layer.conv.out_channels)
         for layer, indices in zip(self.model.layers, filters):
             if len(indices):
                 group = self.graph.get_pruning_group(layer.conv, tp.prune_conv_out_channels, indices.tolist())
@@ -109,6 +130,18 @@ class Pruner:
         for name, new in dependency.target.module.named_parameters(recurse=False):
             if optimizer is not None and new is not before[name]:
                 _replace_parameter(optimizer, before[name], new, removed)
+
+
+def _check_indices(layer: str, indices: Tensor, width: int) -> None:
+    whole = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+    if indices.dim() != 1 or len(indices) and not whole:
+        got = f"{indices.dtype} of shape {tuple(indices.shape)}"
+        raise ValueError(f"{layer}: expected indices of filters, whole numbers in one row, got {got}")
+    found = sorted(indices.tolist())
+    if len(set(found)) < len(found) or found and not 0 <= found[0] <= found[-1] < width:
+        raise ValueError(f"{layer}: expected distinct indices from 0 to {width - 1}, got {found}"[:200])
+    if len(found) == width:
+        raise ValueError(f"{layer}: one of its {width} filters has to stay")
 
 
 def _replace_parameter(optimizer, old: nn.Parameter, new: nn.Parameter, removed: list[int]) -> None:

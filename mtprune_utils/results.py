@@ -6,14 +6,18 @@ is laid again from the tables, so that a study goes on from a fresh clone.
 """
 
 import csv
+import hashlib
 import io
 import json
+import re
 from pathlib import Path
 
 from mtprune_utils.files import csv_text, read_json, read_table, write_atomically, write_json
 from mtprune_utils.runs import TABLES, Experiment, Run
 
 RECORDS = "runs.jsonl"
+TEXTS = ("run", "widths", "phase", "predictor", "state")  # columns; all others hold numbers
+AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
 
 
 def results_folder(experiment: Experiment, figures: Path) -> Path:
@@ -29,8 +33,7 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     """
     folder = results_folder(experiment, figures)
     grid = experiment.runs()
-    records = {record["name"]: record for record in _read_records(folder)}
-    stored = {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
+    records, stored = _read(folder)
     lines, parts = [], {name: [] for name in _table_names()}
     for run in grid:
         run.reopen_if_damaged(print)
@@ -39,7 +42,7 @@ def collect(experiment: Experiment, figures: Path) -> dict:
         lines.append(json.dumps(_record(run) if run.done else records[run.name]))
         for file in TABLES[run.stage]:
             name = f"{run.stage}_{Path(file).stem}"
-            text = run.path(file).read_text() if run.done else _text(stored[name][run.name])
+            text = run.path(file).read_text() if run.done else _stored(records[run.name], file, stored, folder)
             parts[name].append((run, text))
     if not lines:
         name, command = experiment.profile.name, experiment.command
@@ -77,7 +80,7 @@ def origins_of(runs: list[Run]) -> dict[str, dict]:
 
 def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
     """The same of every run in the tables; those whose folders are gone have no "content"."""
-    records = _read_records(results_folder(experiment, figures))
+    records = _read(results_folder(experiment, figures))[0].values()
     labels = [f"{record['stage']}/{record['name']}" for record in records]
     known = dict(zip(labels, (record["files"]["provenance.json"] for record in records)))
     here = origins_of([run for run in experiment.runs() if run.done])
@@ -85,15 +88,22 @@ def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
 
 
 def restore(experiment: Experiment, figures: Path) -> int:
-    """Lay the run folders that the tables know and that are not here, without weights. Returns how many."""
+    """Lay the run folders that the tables know and that are not here, without weights.
+
+    Returns how many. Raises ValueError, in one line that names the file, before anything is laid, if a
+    record or table is not as `collect` wrote it: broken off, edited, merged.
+    """
     folder = results_folder(experiment, figures)
-    records = {record["name"]: record for record in _read_records(folder)}
-    stored = {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
+    records, stored = _read(folder)
     missing = [run for run in experiment.runs() if run.name in records and not run.done]
+    texts = {
+        run.path(file): _stored(records[run.name], file, stored, folder)
+        for run in missing for file in TABLES[run.stage]
+    }
     for run in missing:
         record = records[run.name]
         for file in TABLES[run.stage]:
-            write_atomically(run.path(file), _text(stored[f"{run.stage}_{Path(file).stem}"][run.name]).encode())
+            write_atomically(run.path(file), texts[run.path(file)].encode())
         for file, content in record["files"].items():
             write_json(run.path(file), content)
         run.write_json("params.json", record["files"]["provenance.json"]["params"])
@@ -107,22 +117,70 @@ def _table_names() -> list[str]:
     return [f"{stage}_{Path(file).stem}" for stage, files in TABLES.items() for file in files]
 
 
+def _files(stage: str) -> tuple[str, ...]:
+    """A run's files that its record holds."""
+    return ("provenance.json", "timing.json", *(["best.json"] if stage == "tune" else []))
+
+
 def _record(run: Run) -> dict:
-    files = ("provenance.json", "timing.json", *(["best.json"] if run.stage == "tune" else []))
-    return {"stage": run.stage, "name": run.name, **run.cell, "files": {file: read_json(run.path(file)) for file in files}}
+    files = {file: read_json(run.path(file)) for file in _files(run.stage)}
+    rows = {file: _sum(read_table(run.path(file))) for file in TABLES[run.stage]}
+    return {"stage": run.stage, "name": run.name, **run.cell, "files": files, "rows": rows}
 
 
-def _read_records(folder: Path) -> list[dict]:
-    path = folder / RECORDS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def _read(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, list[dict[str, str]]]]]:
+    """The records by the run's name, and of each table the rows by the run's name.
+
+    Raises ValueError, in one line, for what `collect` does not write.
+    """
+    path, records = folder / RECORDS, {}
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            stage, name, files = record["stage"], record["name"], record["files"]
+            sound = stage in TABLES and re.fullmatch(r"[\w.-]+", name) and name not in records
+            sound = sound and all(type(files[file]) is dict for file in _files(stage))
+            if not sound or set(files) != {*_files(stage)}:
+                raise ValueError("not the record of one run")
+            {key: files["provenance.json"][key] for key in ("code", "params")}  # read later on
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{path}: line {number} is damaged ({reason}), {AGAIN}"[:300]) from None
+        records[name] = record
+    return records, {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
 
 
 def _read_parts(path: Path) -> dict[str, list[dict[str, str]]]:
     """{run name: its rows}, every number as it was written."""
     parts: dict[str, list[dict[str, str]]] = {}
-    for row in read_table(path) if path.exists() else ():
-        parts.setdefault(row.pop("run"), []).append(row)
+    try:
+        for number, row in enumerate(read_table(path) if path.exists() else (), 2):
+            if None in row or None in row.values():
+                raise ValueError(f"line {number} has too many values or too few")
+            for column, value in row.items():
+                if column not in TEXTS and value:
+                    float(value)
+            parts.setdefault(row.pop("run"), []).append(row)
+    except (ValueError, KeyError, csv.Error) as error:  # a byte that is no UTF-8 among them
+        reason = "no column 'run'" if isinstance(error, KeyError) else error
+        raise ValueError(f"{path} is damaged ({reason}), {AGAIN}"[:300]) from None
     return parts
+
+
+def _stored(record: dict, file: str, stored: dict, folder: Path) -> str:
+    """A run's own CSV, from the tables. Raises ValueError if it is not what was collected."""
+    table = f"{record['stage']}_{Path(file).stem}"
+    rows = stored[table].get(record["name"])
+    if not rows or record.get("rows", {}).get(file, _sum(rows)) != _sum(rows):
+        what = "has other rows than were collected" if rows else "has no rows"
+        raise ValueError(f"{folder / table}.csv {what} of {record['name']}, {AGAIN}")
+    return _text(rows)
+
+
+def _sum(rows: list[dict[str, str]]) -> str:
+    """A checksum of a run's rows, in the form that they have in any table."""
+    return hashlib.sha256(_text(rows).encode()).hexdigest()[:16] if rows else ""
 
 
 def _text(rows: list[dict[str, str]]) -> str:

@@ -10,7 +10,9 @@ import json
 import math
 import os
 import shutil
+import tempfile
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,7 +24,7 @@ from mtprune_utils.checkpoints import Checkpoints, Interrupted, random_state, se
 from mtprune_utils.data import Dataset, load_dataset
 from mtprune_utils.files import UNFINISHED, locked, read_json, read_table, write_atomically
 from mtprune_utils.models import (
-    Architecture, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
+    Architecture, Interface, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
 )
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.runs import TABLES, Run, code_digest
@@ -183,10 +185,24 @@ def _train_and_save(
     model.to(device_of(run.profile))
     curve = training.train(model, dataset, run.profile, settings, _seed(run), report, checkpoints=checkpoints)
     run.write_table("curve.csv", curve)
-    write_atomically(run.path("model.safetensors"), model_bytes(model))
-    metrics = training.evaluate_afresh(model, dataset, dataset.test, run.profile)
+    fresh = _save(run, "model.safetensors", model, dataset)
+    metrics = training.evaluate(fresh, dataset.test, dataset.tasks, run.profile)
     settings_used = {"steps": settings.steps, "lr": settings.lr, "weight_decay": settings.weight_decay}
     run.write_table("evaluations.csv", [settings_used | training.describe(model, run.profile) | metrics])
+
+
+def _save(run: Run, file: str, model: MultiTaskNet, dataset: Dataset) -> MultiTaskNet:
+    """Write the network as it is evaluated, with fresh batch statistics. Returns it like that."""
+    profile, tasks = run.profile, dataset.tasks
+    fresh = training.refreshed(model, dataset, profile)
+    one = torch.ones(())
+    scales = {
+        name: task.unscaled(one, training.output_scale(profile)).item() for name, task in tasks.items()
+    }
+    pixels = tuple(name for name, task in tasks.items() if task.geometry != "image")
+    fresh.interface = Interface(profile.crop, tuple(dataset.classes), scales, pixels)
+    write_atomically(run.path(file), model_bytes(fresh, trained=model))
+    return fresh
 
 
 # --- pruning ---
@@ -199,12 +215,12 @@ def _prune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None
         model, dataset, run.profile, settings, run.criterion, _seed(run),
         measure=lambda model: training.evaluate_afresh(model, dataset, dataset.test, run.profile),
         last_rank=None if run.rank in (None, last) else run.rank,
-        landed=lambda rank: write_atomically(run.path(landed(rank)), model_bytes(model)),
+        landed=lambda rank: _save(run, landed(rank), model, dataset),
         report=report, checkpoints=checkpoints,
     )
     run.write_table("evaluations.csv", evaluations)
     run.write_table("layers.csv", layers)
-    write_atomically(run.path("model.safetensors"), model_bytes(model))
+    _save(run, "model.safetensors", model, dataset)
 
 
 def landed(rank: int) -> str:
@@ -234,7 +250,7 @@ def network(run: Run, file: str) -> MultiTaskNet:
                 run.vouch_for(file)
             shutil.rmtree(place, ignore_errors=True)
         set_random_state(state)
-    return load_model(run.path(file))
+    return load_model(run.path(file), to_train=True)
 
 
 def _elsewhere(run: Run, scratch: Path) -> Run:
@@ -370,21 +386,31 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
 
 
 def _mend(journal: Path, report: Callable[[str], None]) -> None:
-    """Drop what a killed process leaves of Optuna's journal, half a line and the lock, and what follows a damaged line."""
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # the run's own lock is held here
-    if not journal.exists():
-        return
-    whole, lines = [], journal.read_bytes().splitlines(keepends=True)
-    for line in lines:
-        try:
-            json.loads(line)
-        except ValueError:
-            break
-        whole.append(line)
-    whole = whole if not whole or whole[-1].endswith(b"\n") else whole[:-1]
-    if len(whole) < len(lines):
-        report(f"{journal.name} is broken off: going on from its first {len(whole)} of {len(lines)} lines")
-        write_atomically(journal, b"".join(whole))
+    """Cut Optuna's journal where it can no longer be replayed, and drop the lock of a killed process.
+
+    That is half a line as a kill leaves it, or a line that is damaged, with all that follows.
+    """
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # the run's own is held here
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+
+    def replays(count: int) -> bool:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(b"".join(lines[:count]))
+            file.flush()
+            try:
+                fine = lines[count - 1].endswith(b"\n") and type(json.loads(lines[count - 1])) is dict
+                return fine and JournalStorage(JournalFileBackend(file.name)) is not None
+            except Exception:  # whatever Optuna stumbles over: it checks nothing
+                return False
+
+    # What comes after a line that cannot be replayed cannot be either.
+    whole = bisect_left(range(1, len(lines) + 1), True, key=lambda count: not replays(count))
+    if whole < len(lines):
+        report(f"{journal.name} is damaged: going on from its first {whole} of {len(lines)} lines")
+        write_atomically(journal, b"".join(lines[:whole]))
 
 
 def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial, checkpoints: Checkpoints) -> float:

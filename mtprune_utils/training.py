@@ -14,7 +14,7 @@ from mtprune_utils.checkpoints import Checkpoints, random_state, set_random_stat
 from mtprune_utils.criteria import CRITERIA, Scores, dead_filters
 from mtprune_utils.data import Dataset, RandomBatches, Split, augment, image_to_float
 from mtprune_utils.gradients import TaskGradients, backward, task_backward
-from mtprune_utils.models import MultiTaskNet, complexity, count_parameters
+from mtprune_utils.models import MultiTaskNet, complexity, count_parameters, evaluation_mode
 from mtprune_utils.profiles import Optimization, Profile, Pruning
 from mtprune_utils.pruning import Pruner, check_sizes, removal_plan, select_filters
 from mtprune_utils.tasks import Task, numbers, task_losses
@@ -144,32 +144,41 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
     Outputs are resized (bilinear) to the images for the metrics. Where depth follows the scale, a network sees images
     that were made smaller as farther away, and its depths are brought back. Leaves train/eval mode as it was.
     """
-    scale = profile.crop / profile.image_height if profile.depth_follows_scale else 1.0
-    was_training = model.training
-    model.eval()
+    scale = output_scale(profile)
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
-    for images, targets in evaluation_batches(split, tasks, profile):
-        outputs = {name: tasks[name].unscaled(output, scale) for name, output in forward(model, images, profile).items()}
-        for name, loss in task_losses(tasks, outputs, targets).items():
-            loss_sums[name] = loss_sums[name] + loss * len(images)
-        for name, meter in meters.items():
-            meter.update(tasks[name].output_at(outputs[name], images.shape[-2:]), targets[name])
-    model.train(was_training)
+    with evaluation_mode(model):
+        for images, targets in evaluation_batches(split, tasks, profile):
+            found = forward(model, images, profile)
+            outputs = {name: tasks[name].unscaled(output, scale) for name, output in found.items()}
+            for name, loss in task_losses(tasks, outputs, targets).items():
+                loss_sums[name] = loss_sums[name] + loss * len(images)
+            for name, meter in meters.items():
+                meter.update(tasks[name].output_at(outputs[name], images.shape[-2:]), targets[name])
     return numbers({
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
         **{f"{name}.loss": total / len(split) for name, total in loss_sums.items()},
     })
 
 
-def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile: Profile) -> dict[str, float]:
-    """`evaluate` on a split of the data set, with batch statistics that fit the weights as they are.
+def output_scale(profile: Profile) -> float:
+    """How many times as large the evaluated images are as those that depths are true of."""
+    return profile.crop / profile.image_height if profile.depth_follows_scale else 1.0
 
-    Running statistics lag behind a removal by dozens of steps. They are therefore taken anew, on a copy, from the first
-    training images; a network without batch norm is evaluated as it is.
+
+def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile: Profile) -> dict[str, float]:
+    """`evaluate` on a split of the data set, with batch statistics that fit the weights as they are."""
+    return evaluate(refreshed(model, dataset, profile), split, dataset.tasks, profile)
+
+
+def refreshed(model: MultiTaskNet, dataset: Dataset, profile: Profile) -> MultiTaskNet:
+    """A copy with batch statistics taken anew from the first training images.
+
+    Running statistics lag behind a removal by dozens of steps. A network without batch norm is
+    given back as it is.
     """
     if not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules()):
-        return evaluate(model, split, dataset.tasks, profile)
+        return model
     fresh = copy.deepcopy(model).train()
     for module in fresh.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -178,7 +187,7 @@ def evaluate_afresh(model: MultiTaskNet, dataset: Dataset, split: Split, profile
     with torch.no_grad():
         for images, _ in evaluation_batches(dataset.calibration, {}, profile):
             forward(fresh.backbone, images, profile)
-    return evaluate(fresh, split, dataset.tasks, profile)
+    return fresh
 
 
 def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str, float]]:
