@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from conftest import TASKS, random_split
-from mtprune_utils.criteria import CRITERIA, Scores, dead_filters
+from mtprune_utils.criteria import CRITERIA, Criterion, Scores, dead_filters
 from mtprune_utils.gradients import backward, task_backward
 from mtprune_utils.models import build
 from mtprune_utils.tasks import task_losses
@@ -123,3 +123,41 @@ def test_random_is_seeded_and_magnitude_reads_the_weights(model):
 def test_scores_without_a_minibatch_are_refused(model):
     with pytest.raises(RuntimeError, match="seen none"):
         Scores("taylor", model.layers).mean()
+
+
+@pytest.mark.parametrize("needs", ["weights", "gradient"])
+@pytest.mark.parametrize("score, words", [
+    (lambda n: torch.zeros(n + 1), "got shape"), (lambda n: torch.zeros(n, 1), "got shape"),
+    (lambda n: torch.tensor(0.0), "got shape"), (lambda n: torch.zeros(n, dtype=torch.complex64), "got"),
+    (lambda n: None, "got NoneType"), (lambda n: [0.0] * n, "got list"),
+    (lambda n: torch.full((n,), torch.nan), "NaN or infinite"),
+    (lambda n: torch.full((n,), torch.inf), "NaN or infinite"),
+])
+def test_what_a_criterion_returns_is_checked_and_named(model, monkeypatch, needs, score, words):
+    own = Criterion("own", needs, lambda layer, grads, generator: score(len(layer.conv.weight)))
+    monkeypatch.setitem(CRITERIA, "own", own)
+    backward(losses_of(model))
+    scores = Scores("own", model.layers)
+    with pytest.raises(ValueError, match=f"the criterion own .*{words}"):
+        scores.update()
+        scores.mean()
+
+
+@pytest.mark.parametrize("step", [backward, task_backward])
+@pytest.mark.parametrize("loss", [0.5, torch.tensor(0.5), torch.zeros(2, requires_grad=True), None])
+def test_a_loss_is_one_number_with_a_gradient_or_its_task_is_named(model, step, loss):
+    losses = losses_of(model) | {"depth": loss}
+    with pytest.raises(ValueError, match="the loss of depth must be one number with a gradient"):
+        step(*((losses,) if step is backward else (losses, model)))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_loss_without_the_backbone_is_named_and_one_of_an_early_layer_has_zero_gradients(model):
+    own = model.heads["depth"].branches[0][0].bias.sum()
+    with pytest.raises(ValueError, match="the loss of depth does not depend on the backbone"):
+        task_backward({"depth": own}, model)
+    model.zero_grad()
+    early = model.layers[0].conv.weight.sum()
+    gradients = task_backward({"early": early}, model)["early"]
+    assert gradients[model.layers[0].conv.weight].eq(1).all()
+    assert gradients[model.layers[1].conv.weight].eq(0).all()

@@ -1,13 +1,20 @@
 """The paper's counts, and networks that survive a round trip through a file."""
 
-from dataclasses import replace
+import copy
+import json
+import math
+from dataclasses import asdict, replace
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from mtprune_utils import models
+from conftest import TASKS
+from mtprune_utils.data import image_to_float
 from mtprune_utils.models import (
-    Architecture, activation_bytes, build, complexity, count_parameters, load_model, model_bytes, uniform_widths,
+    Architecture, Interface, activation_bytes, build, complexity, count_parameters, evaluation_mode, load_model,
+    model_bytes, uniform_widths,
 )
 
 NYU = {"segmentation": 40, "normals": 3, "depth": 1}
@@ -118,3 +125,79 @@ def test_activation_memory_is_what_the_backward_pass_needs():
     assert first_maps < one < 4 * first_maps
     two_tasks = activation_bytes(Architecture({"a": 3, "b": 3}, widths=(8,) * 13, stride=8, head_width=8), (32, 32))
     assert one < two_tasks < 2 * one, "the backbone's are shared"
+
+
+def saved(tmp_path, model, architecture={}, interface={}, without=(), **tensors):
+    """A model file with single things changed."""
+    record = asdict(model.architecture) | architecture
+    sound = asdict(Interface(32, ("a", "b"), {"depth": 1.0}, ("depth",)))
+    state = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
+    metadata = {"architecture": json.dumps(record), "interface": json.dumps(sound | interface)}
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(save({**state, **tensors}, metadata=metadata))
+    return path
+
+
+NORM = "backbone.1."  # the first batch norm
+WEIGHT = "backbone.0.weight"
+
+
+@pytest.mark.parametrize("changed", [
+    {NORM + "running_mean": torch.zeros(8, dtype=torch.int64)},
+    {NORM + "running_var": torch.ones(8, dtype=torch.bool)},
+    {NORM + "running_var": -torch.ones(8)},
+    {NORM + "num_batches_tracked": torch.tensor(1.0)},
+    {NORM + "num_batches_tracked": torch.tensor(-1)},
+    {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.complex64)},
+    {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.float16)},
+    {WEIGHT: torch.full((8, 3, 3, 3), torch.nan)},
+    {WEIGHT: torch.zeros(9, 3, 3, 3)},
+    {"backbone.99.weight": torch.zeros(1)},
+    {"training." + NORM + "running_var": -torch.ones(8)},
+    {"without": (WEIGHT,)},
+    *({"architecture": {key: value}} for key, value in (
+        ("tasks", {}), ("tasks", {"depth": 0}), ("tasks", {"depth": True}), ("dropout", math.nan),
+        ("dropout", 1.0), ("widths", [0] * 13), ("widths", [8.0] * 13), ("widths", [10**9] * 13),
+        ("head_width", 0), ("stride", 7), ("backbone", "os.system"), ("more", 1),
+    )),
+    *({"interface": {key: value}} for key, value in (
+        ("side", 0), ("side", 1.5), ("scales", {"depth": math.inf}), ("scales", {"depth": "1"}),
+        ("classes", [1]), ("mean", [math.nan] * 3), ("more", 1),
+    )),
+])
+def test_a_file_that_no_network_is_in_is_one_clear_line(architecture, tmp_path, changed):
+    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    load_model(saved(tmp_path, model))
+    with pytest.raises(ValueError, match="is not a network written by mtprune") as error:
+        load_model(saved(tmp_path, model, **changed))
+    assert "\n" not in str(error.value)
+
+
+def test_a_network_is_loaded_ready_to_predict_and_says_how(architecture, dataset, tmp_path):
+    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    fresh, path = copy.deepcopy(model), tmp_path / "model.safetensors"
+    fresh.layers[0].affine.running_mean += 1
+    fresh.interface = Interface(32, ("a", "b"), {"depth": 0.5}, ("segmentation", "depth", "normals"))
+    path.write_bytes(model_bytes(fresh, trained=model))
+    loaded, to_train = load_model(path), load_model(path, to_train=True)
+    assert not loaded.training and loaded.interface == fresh.interface
+    assert torch.equal(loaded.layers[0].affine.running_mean, torch.ones(8))
+    assert torch.equal(to_train.layers[0].affine.running_mean, torch.zeros(8))
+    images = dataset.test.image[:2]
+    loaded.train()
+    predicted = loaded.predict(images)
+    assert loaded.training, "the mode is as it was"
+    plain = loaded.eval()(image_to_float(images))
+    assert torch.equal(predicted["depth"], TASKS["depth"].output_at(plain["depth"] * 0.5, (32, 32)))
+    assert loaded.predict(images[:, :, :20, :24])["normals"].shape == (2, 3, 20, 24)
+    with pytest.raises(ValueError, match="says nothing about its images"):
+        model.predict(images)
+
+
+def test_a_mode_is_as_it_was_whatever_happens(model):
+    model.heads["depth"].eval()
+    before = [module.training for module in model.modules()]
+    with pytest.raises(RuntimeError), evaluation_mode(model):
+        assert not any(module.training for module in model.modules())
+        raise RuntimeError
+    assert [module.training for module in model.modules()] == before

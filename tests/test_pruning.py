@@ -175,3 +175,45 @@ def test_removal_plans_end_at_the_floor_in_as_many_removals():
     shares = [b / a for a, b in zip([528, *geometric], geometric)]
     assert max(shares) - min(shares) < 0.02, "an equal share of what is left, up to whole filters"
     assert removal_plan((5, 4), Pruning()) == []
+
+
+@pytest.mark.parametrize("indices", [
+    [0, 0], [-1], [8], [0.0], [True] * 8, [[0]], list(range(8)), [10**12],
+])
+def test_indices_that_a_layer_has_not_are_refused_before_anything_is_removed(model, indices):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    filters = [torch.tensor([0])] * 12
+    for place in (0, 12):  # the last one is refused before the first is touched
+        with pytest.raises(ValueError, match=f"layer {place}: "):
+            Pruner(model).remove([*filters[:place], torch.tensor(indices), *filters[place:]])
+    with pytest.raises(ValueError, match="12 index tensors for 13 layers"):
+        Pruner(model).remove(filters)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_no_indices_and_whole_numbers_of_any_kind_are_fine(model):
+    kinds = torch.tensor([], dtype=torch.float32), torch.tensor([1], dtype=torch.int32), [2, 0]
+    Pruner(model).remove([*kinds, *[torch.tensor([0])] * 10])
+    assert model.architecture.widths[:4] == (8, 7, 6, 7)
+
+
+@pytest.mark.parametrize("frozen", ["backbone.0.weight", "heads.depth.branches.0.6.bias"])
+def test_frozen_parameters_are_refused_before_anything_is_removed(model, frozen):
+    pruner, widths = Pruner(model), model.architecture.widths
+    model.get_parameter(frozen).requires_grad_(False)
+    for refused in (lambda: pruner.remove([torch.tensor([0])] * 13), lambda: Pruner(model)):
+        with pytest.raises(ValueError, match=f"requires_grad is False.*{frozen}"):
+            refused()
+    assert model.architecture.widths == widths and not model.get_parameter(frozen).requires_grad
+
+
+@pytest.mark.parametrize("budget", [-1, 1.0, float("nan"), True, None, "3"])
+def test_a_budget_is_a_whole_number_of_filters(budget):
+    with pytest.raises(ValueError, match="a whole number from 0"):
+        select_filters([torch.arange(8.0)], budget, floor=2)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), -float("inf")])
+def test_scores_that_are_not_finite_choose_nothing(score):
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        select_filters([torch.tensor([0.0, score, 1.0])], 1, floor=1)
