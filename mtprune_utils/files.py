@@ -33,7 +33,11 @@ def csv_text(rows: list[dict], columns: list[str] | None = None) -> str:
 
 
 def read_json(path: Path):
-    return json.loads(Path(path).read_text())
+    """Raises ValueError for damaged JSON, which may be of any depth."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply to be what was written") from None
 
 
 def write_json(path: Path, value) -> None:

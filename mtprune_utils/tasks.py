@@ -56,6 +56,12 @@ class Task:
         """The head's output at the image's size: see `resize_output`."""
         return output if self.geometry == "image" else resize_output(output, size)
 
+    def valid(self, target: Tensor) -> Tensor:
+        """Which pixels of a batch of targets (images, for "image") count, as booleans."""
+        if self.geometry == "normals":
+            return target.square().sum(1) > 0
+        return target != IGNORE if self.geometry in ("labels", "image") else target > MIN_DEPTH
+
     def unscaled(self, output: Tensor, scale: float) -> Tensor:
         """The output for an image that was made `scale` times as large, for the image as it was."""
         factor = {"depth": scale, "inverse depth": 1 / scale}.get(self.geometry, 1.0)

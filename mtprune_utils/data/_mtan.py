@@ -11,15 +11,24 @@ def is_mtan(root: Path) -> bool:
 
 def mtan_files(root: Path) -> list[Path]:
     """Every file of both splits."""
-    return sorted(root.glob("train/*/*.npy")) + sorted(root.glob("val/*/*.npy"))
+    found = [file for split in ("train", "val") for file in sorted(root.glob(f"{split}/*/*.npy"))]
+    return [file for file in found if not file.name.startswith(".")]  # as other systems leave beside
 
 
 def mtan_split(root: Path, split: str, classes: int, label_folder: str, normals: bool) -> dict:
-    """One split's tensors. Raises FileNotFoundError or ValueError, naming the file."""
+    """One split's tensors. Raises FileNotFoundError or ValueError, naming the file.
+
+    With normals, depth is in metres; without (Cityscapes), it is inverse depth.
+    """
+    unit = "metres" if normals else "inverse depth"
     folder = root / split
     if not (folder / "image").is_dir():
         raise FileNotFoundError(f"{folder / 'image'} is missing: expected the MTAN layout, {{train,val}}/{{image,...}}/0.npy")
-    names = sorted((file.name for file in (folder / "image").glob("*.npy")), key=lambda name: (len(name), name))
+    kinds = ("image", label_folder, "depth", *(["normal"] if normals else []))
+    files = [file for file in mtan_files(root) if file.parts[-3] == split and file.parts[-2] in kinds]
+    names = sorted({file.name for file in files}, key=lambda name: (len(name), name))
+    if not names:
+        raise FileNotFoundError(f"{folder / 'image'} holds no .npy files: the MTAN layout has 0.npy ...")
 
     def read(i: int) -> _reading.Sample:
         files = {kind: folder / kind / names[i] for kind in ("image", label_folder, "depth", "normal")}
@@ -29,7 +38,7 @@ def mtan_split(root: Path, split: str, classes: int, label_folder: str, normals:
         sample = {
             "image": image,
             "segmentation": _reading.checked_labels(_reading.read_array(labels, "class labels"), classes, size, labels),
-            "depth": _reading.checked_depth(_reading.read_array(depth, "depth"), size, depth),
+            "depth": _reading.checked_depth(_reading.read_array(depth, "depth"), size, depth, unit),
         }
         if normals:
             normal = files["normal"]

@@ -35,6 +35,9 @@ def load(root: str = "") -> Source:
 
 
 def _folder(root: str) -> Path:
-    if not root or not _mtan.is_mtan(Path(root)):
-        raise FileNotFoundError(f"{Path(root)} holds no Cityscapes: set root to its folder, expected train/image/0.npy (MTAN)")
-    return Path(root)
+    folder = _reading.folder_of(root)
+    if not root or not _mtan.is_mtan(folder):
+        raise FileNotFoundError(
+            f"{folder} holds no Cityscapes: set root to its folder, expected train/image/0.npy (MTAN)"
+        )
+    return folder

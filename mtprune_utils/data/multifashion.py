@@ -21,6 +21,7 @@ CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt",
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CANVAS, GARMENT = 36, 28
+MOST_BYTES = 60_000 * GARMENT**2 + 16  # of an unpacked file: the training images and a header
 
 
 def tasks(root: str = "") -> dict[str, Task]:
@@ -45,7 +46,7 @@ def load(root: str = "") -> Source:
 
 def _folder(root: str) -> Path:
     """Where the four files lie: in root; without one, in the cache or where Debian has them, else torchvision fetches them."""
-    place = Path(root) if root else _reading.cache_folder()
+    place = _reading.folder_of(root) if root else _reading.cache_folder()
     for folder in (place, place / "FashionMNIST" / "raw", *([] if root else [DEBIAN])):
         if all((folder / name).exists() for name in FILES):
             return folder
@@ -69,7 +70,11 @@ def _pairs(folder: Path, train: bool) -> dict[str, torch.Tensor]:
         raw.mkdir(parents=True)
         try:
             for name in FILES:
-                (raw / name).with_suffix("").write_bytes(gzip.decompress((folder / name).read_bytes()))
+                with gzip.open(folder / name) as packed:
+                    content = packed.read(MOST_BYTES + 1)
+                if len(content) > MOST_BYTES:
+                    raise ValueError(f"more than {MOST_BYTES} bytes come out of it")
+                (raw / name).with_suffix("").write_bytes(content)
             garments = FashionMNIST(scratch, train=train)
         except Exception as error:  # gzip's and torchvision's for broken bytes
             raise ValueError(f"{folder / name} cannot be read ({error}): expected FashionMNIST's; fetch it again") from error

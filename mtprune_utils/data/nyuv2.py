@@ -8,7 +8,10 @@
 the first layout are turned into our axes, in which they agree with the depth; those of the other two are left as they are.
 """
 
+import hashlib
 import json
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +22,8 @@ from mtprune_utils.data import Source, _mtan, _reading
 from mtprune_utils.tasks import Task
 
 HUGGING_FACE = "tanganke/nyuv2"
+# A branch, tag or commit. What it holds is part of a run's name: another upload is never mixed in.
+REVISION = os.environ.get("MTPRUNE_NYUV2_REVISION") or "main"
 INDEX = "nyu_v2_3task.json"
 CLASSES_40 = (
     "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds",
@@ -53,14 +58,14 @@ def load(root: str = "") -> Source:
 
 
 def _layout(root: str) -> tuple[Path, str]:
-    folder = Path(root) if root else _download()
+    folder = _reading.folder_of(root) if root else _download()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: set root to where NYUv2 lies, or to '' to download {HUGGING_FACE}")
     if (folder / INDEX).exists():
         return folder, "adashare"
     if _mtan.is_mtan(folder):
         return folder, "mtan"
-    if list(folder.rglob("train*.parquet")):
+    if _shards(folder, "train*.parquet"):
         return folder, "parquet"
     raise FileNotFoundError(
         f"{folder} holds no NYUv2: expected {INDEX} (AdaShare), train/image/0.npy (MTAN) or train*.parquet (Hugging Face)"
@@ -71,7 +76,9 @@ def _download() -> Path:
     def fetch() -> str:
         from huggingface_hub import snapshot_download
 
-        return snapshot_download(HUGGING_FACE, repo_type="dataset", allow_patterns="*.parquet")
+        return snapshot_download(
+            HUGGING_FACE, repo_type="dataset", revision=REVISION, allow_patterns="*.parquet"
+        )
 
     return Path(_reading.downloaded(fetch, HUGGING_FACE, "set root to a folder with NYUv2"))
 
@@ -84,10 +91,26 @@ def _files(folder: Path, layout: str) -> list[Path]:
     if layout == "adashare":
         listed = [folder / name for rows in _index(folder).values() for row in rows for name in row]
         for file in listed:
-            if not file.exists():
-                raise FileNotFoundError(f"{file} is missing: {INDEX} lists it")
+            if not file.is_file():
+                raise FileNotFoundError(f"{file} is missing, or no ordinary file: {INDEX} lists it")
         return [folder / INDEX, *dict.fromkeys(listed)]
-    return _mtan.mtan_files(folder) if layout == "mtan" else sorted(folder.rglob("*.parquet"))
+    return _mtan.mtan_files(folder) if layout == "mtan" else _shards(folder, "*.parquet")
+
+
+def _shards(folder: Path, pattern: str) -> list[Path]:
+    """Parquet files there or up to two folders deeper (linked ones too), with none missing.
+
+    Raises FileNotFoundError: a name such as train-00000-of-00002.parquet says how many there are.
+    """
+    found = sorted(file for deeper in ("", "*/", "*/*/") for file in folder.glob(deeper + pattern))
+    for file in found:
+        if sharded := re.fullmatch(r"(.*-)\d{5}-of-(\d{5})(.*)\.parquet", file.name):
+            start, count, end = sharded.groups()
+            for shard in range(int(count)):
+                other = file.with_name(f"{start}{shard:05}-of-{count}{end}.parquet")
+                if not other.exists():
+                    raise FileNotFoundError(f"{other} is missing: {file.name} says that it is there")
+    return found
 
 
 # --- AdaShare ---
@@ -95,14 +118,30 @@ def _files(folder: Path, layout: str) -> list[Path]:
 def _index(folder: Path) -> dict[str, list[list[str]]]:
     """{"train": rows, "test": rows}; the second split is called test or val."""
     try:
-        index = json.loads((folder / INDEX).read_text())
-        splits = {"train": index["train"], "test": index["test"] if "test" in index else index["val"]}
-        if all(len(row) == 4 for rows in splits.values() for row in rows):
-            return splits
-        problem = "a row has not four files"
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        problem = f"{type(error).__name__}: {error}"
+        index = json.loads((folder / INDEX).read_bytes().decode("utf-8-sig"))
+        second = "test" if "test" in index else "val"
+        splits = {"train": index["train"], "test": index[second]}
+        splits = {split: [_checked_row(row) for row in rows] for split, rows in splits.items()}
+        for split, rows in splits.items():
+            images = [row[0] for row in rows]
+            if twice := next((name for name in images if images.count(name) > 1), None):
+                raise ValueError(f"{split} lists {twice} twice")
+        return splits
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        problem = f"{type(error).__name__}: {error}"[:200]
     raise ValueError(f"{folder / INDEX} ({problem}): expected {{train, test: [[image, segmentation, normal, depth], ...]}}")
+
+
+def _checked_row(row: list[str]) -> list[str]:
+    """Four names under the root, with slashes. Raises ValueError."""
+    if type(row) is not list or len(row) != 4 or not all(type(n) is str and n for n in row):
+        raise ValueError(f"a row has not four files: {str(row)[:80]}")
+    names = [name.replace("\\", "/") for name in row]  # as Windows writes them
+    for name in names:
+        leaves = os.path.normpath(name).startswith("..") or os.path.isabs(name) or "\0" in name
+        if leaves or re.match("[A-Za-z]:", name) or any(len(part) > 255 for part in name.split("/")):
+            raise ValueError(f"{name[:80]!r} is no name of a file under its folder")
+    return names
 
 
 def _adashare(folder: Path, split: str) -> dict:
@@ -115,14 +154,15 @@ def _adashare(folder: Path, split: str) -> dict:
         labels = _reading.read_image(label_file, "class labels")
         depth = _reading.read_array(depth_file, "depth in metres")
         normals = _reading.read_image(normal_file, "encoded surface normals")
-        if normals.ndim == 3:  # stored as (right, into the scene, up)
-            normals = normals[..., [0, 2, 1]] / np.float32(127.5) - 1
-            normals[..., 2] *= -1
+        if normals.ndim != 3 or normals.shape[2] != 3 or normals.dtype != np.uint8:
+            raise ValueError(f"{normal_file} is {normals.dtype} {normals.shape}: expected 8-bit RGB")
+        normals = normals[..., [0, 2, 1]] / np.float32(127.5) - 1  # (right, into the scene, up)
+        normals[..., 2] *= -1
         return {
             "image": image,
             "segmentation": _reading.checked_labels(labels, len(CLASSES_40), size, label_file),
             "depth": _reading.checked_depth(depth, size, depth_file),
-            "normals": _reading.checked_normals(normals, size, normal_file),
+            "normals": _reading.checked_normals(normals, size, normal_file, unit=False),
         }
 
     return _reading.stacked(
@@ -142,7 +182,7 @@ def _parquet(folder: Path, split: str) -> dict:
 
     columns = ["image", "segmentation", "depth", "normal"]
     patterns = {"train": ("train*.parquet",), "test": ("val*.parquet", "test*.parquet")}[split]
-    files = [file for pattern in patterns for file in sorted(folder.rglob(pattern))]
+    files = [file for pattern in patterns for file in _shards(folder, pattern)]
     if not files:
         raise FileNotFoundError(f"{folder / patterns[0]} is missing: expected the Parquet files of {HUGGING_FACE}")
 
@@ -180,6 +220,8 @@ def _nested(cell, name: str, file: Path) -> np.ndarray:
     try:
         values, shape, lists = cell.values, [], 1
         while str(values.type).startswith(("list", "large_list", "fixed_size_list")):
+            if len(values.value_lengths().unique()) != 1:
+                raise ValueError("its rows are of unequal length")
             shape.append(len(values) // lists)
             lists, values = len(values), values.flatten()
         return values.to_numpy(zero_copy_only=False).reshape(*shape, -1)

@@ -40,7 +40,8 @@ def digest(root: str = "") -> str:
 
 
 def _files(root: str) -> list[Path]:
-    files = [(Path(root) if root else FOLDER) / f"{split}.parquet" for split in ("train", "test")]
+    folder = _reading.folder_of(root) if root else FOLDER
+    files = [folder / f"{split}.parquet" for split in ("train", "test")]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(
@@ -55,12 +56,18 @@ def _decode(file: Path) -> dict[str, torch.Tensor]:
 
     try:
         columns = pyarrow.parquet.read_table(file).to_pydict()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} is not a readable Parquet file: fetch it again ({error})") from error
-
-    samples = [
-        decode({name: cell["bytes"] for name, cell in zip(ENCODED, row)}) for row in zip(*(columns[name] for name in ENCODED))
-    ]
+        samples = [
+            decode({name: cell["bytes"] for name, cell in zip(ENCODED, row)})
+            for row in zip(*(columns[name] for name in ENCODED), strict=True)
+        ]
+        for sample in samples:
+            size = sample["image"].shape[:2]
+            _reading.checked_labels(sample["segmentation"], len(CLASSES), size, file)
+        if len({tuple(array.shape for array in sample.values()) for sample in samples}) != 1:
+            raise ValueError("it has no rows, or images of several sizes")
+    except Exception as error:  # pyarrow's, the image decoder's, a column that is missing
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} is no Parquet file of rooms ({reason[:200]}): fetch it again") from error
     image, segmentation, depth, normals = (torch.from_numpy(np.stack([s[name] for s in samples])) for name in ENCODED)
     return {
         "image": image.permute(0, 3, 1, 2).contiguous(),
@@ -72,9 +79,7 @@ def _decode(file: Path) -> dict[str, torch.Tensor]:
 
 def decode(files: dict[str, bytes]) -> dict[str, np.ndarray]:
     """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `_render_rooms.encode`."""
-    from PIL import Image
-
-    arrays = {name: np.asarray(Image.open(io.BytesIO(content))) for name, content in files.items()}
+    arrays = {name: _reading.decoded_image(io.BytesIO(content)) for name, content in files.items()}
     invalid = (arrays["normals"] == 255).all(-1, keepdims=True)
     normals = arrays["normals"] / np.float32(127.5) - 1
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
