@@ -187,7 +187,7 @@ class Progress:
     def trouble(self, log: Path) -> str:
         failed = self.failed | {job: {"error": "killed from outside (out of memory?)"} for job in self.running}
         if not failed:
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if EVENT not in line]
+            lines = [line for line in log.read_text(encoding="utf-8").rstrip().split("\n") if EVENT not in line]
             return "\n".join(["Snakemake failed; its log ends:", *lines[-8:], RESUME])
         lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
         for job, failure in failed.items():
@@ -225,7 +225,7 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".", "--nocolor", "--nolock",
         "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
         "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
-        "--rerun-triggers", "input", "--configfile", str(config),
+        "--rerun-triggers", "input", "--configfile", str(config), "--profile", "none",  # none of the user's own
     ]
 
 

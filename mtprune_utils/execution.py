@@ -16,7 +16,7 @@ import textwrap
 import uuid
 from pathlib import Path
 
-from mtprune_utils.files import PROJECT, write_atomically
+from mtprune_utils.files import PROJECT, write_atomically, write_json
 
 STAGE_NOTEBOOKS = {
     "dense": "notebooks/01_train_dense.ipynb",
@@ -198,11 +198,11 @@ def _own_kernel():
 
     The user's kernels, IPython profile and startup files, backend and locale have no say in it, and no home is needed.
     """
-    from ipykernel.kernelspec import KERNEL_NAME, write_kernel_spec
+    from ipykernel.kernelspec import KERNEL_NAME, get_kernel_dict
 
     theirs = dict(os.environ)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        write_kernel_spec(Path(folder, "kernels", KERNEL_NAME))
+        write_json(Path(folder, "kernels", KERNEL_NAME, "kernel.json"), get_kernel_dict())
         own = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"), folder)
         try:
             os.environ.update(own, PYTHONUTF8="1")
