@@ -88,12 +88,16 @@ def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
 
 
-@pytest.mark.parametrize("text", ["2024", "true", "null", "1e3", "[1]", "NaN", '"quoted"', "", "a b"])
+TEXTS = ["2024", "true", "null", "1e3", "[1]", "NaN", '"quoted"', "", "a b"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 def test_what_is_declared_as_text_stays_text(here, text, monkeypatch):
     given = []
     monkeypatch.setattr(batch, "run_notebook", lambda *arguments: given.append(arguments[2]) or 0)
     write_notebook(here / "nb.ipynb")
-    assert batch.main(["notebook", "nb.ipynb", "out.ipynb", "-p", "word", text, "-p", "number", "7"]) == 0
+    command = ["notebook", "nb.ipynb", "out.ipynb", "-p", "word", text, "-p", "number", "7"]
+    assert batch.main(command) == 0
     assert given == [{"word": text, "number": 7}]
 
 
@@ -171,7 +175,8 @@ def test_a_full_disk_is_told_in_the_first_words_of_its_error(here, code, monkeyp
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(papermill.iorw.LocalHandler, "write", half)
-    with pytest.raises(NotebookError, match=rf"^nb.ipynb: OSError: \[Errno {code}\] {os.strerror(code)}$"):
+    message = f"nb.ipynb: OSError: [Errno {code}] {os.strerror(code)}"
+    with pytest.raises(NotebookError, match=f"^{re.escape(message)}$"):
         execute(write_notebook(here / "nb.ipynb", GOOD), "out.ipynb", {})
     assert os.listdir() == ["nb.ipynb"]
 
@@ -188,36 +193,41 @@ import locale, os, sys
 import matplotlib.pyplot as plt
 plt.plot([1, 2])
 plt.show()
-found = sys.executable, locale.getpreferredencoding(False), plt.rcParams["text.usetex"], plt.rcParams["lines.linewidth"], "theirs" in globals()
-assert found == (EXECUTABLE, "utf-8", False, 1.5, False), found
+found = sys.executable, locale.getpreferredencoding(False), "theirs" in globals()
+assert found == (EXECUTABLE, "utf-8", False), found
+style = plt.rcParams["text.usetex"], plt.rcParams["lines.linewidth"]
+assert style == (False, 1.5), style
 open("ü.txt", "w").write("ü")"""
 
 
 @pytest.mark.parametrize("home", ["theirs", "/dev/null"])
-def test_a_notebook_runs_on_the_launchers_own_python_and_style_whatever_the_users_files_say(here, home):
+def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
     spec = {"argv": ["false"], "display_name": "Python 3", "language": "python"}
     theirs = {
         "theirs/.local/share/jupyter/kernels/python3/kernel.json": json.dumps(spec),
         "ipython/profile_default/startup/00.py": "theirs = 1",
-        "ipython/profile_default/ipython_kernel_config.py": "c.InlineBackend.rc = {'text.usetex': True}",
+        "ipython/profile_default/ipython_config.py": "c.InlineBackend.rc = {'text.usetex': True}",
         "startup.py": "theirs = 1",
         "matplotlibrc": "text.usetex: True\nlines.linewidth: 9\nbackend: Agg\n",
     }
     for name, text in theirs.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(text)
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "JUPYTER_"))}
-    environment |= {
-        "HOME": str(here / home), "JUPYTER_PREFER_ENV_PATH": "0", "IPYTHONDIR": str(here / "ipython"), "LC_ALL": "C",
-        "PYTHONSTARTUP": "startup.py", "MPLBACKEND": "Agg", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+    others = ("XDG_", "JUPYTER_")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(others)}
+    environment = kept | {
+        "HOME": str(here / home), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg",
+        "IPYTHONDIR": str(here / "ipython"), "PYTHONSTARTUP": "startup.py",
+        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
         "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts takes seconds to make
     }
-    path = write_notebook(here / "nb.ipynb", SURROUNDINGS_CELL.replace("EXECUTABLE", repr(sys.executable)))
+    cell = SURROUNDINGS_CELL.replace("EXECUTABLE", repr(sys.executable))
+    path = write_notebook(here / "nb.ipynb", cell)
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.kernelspec = {"name": "py39_torch", "display_name": "py39_torch"}
     nbformat.write(notebook, path)
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb", "--expect", "ü.txt"]
-    result = subprocess.run(command, capture_output=True, env=environment)
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
+    result = subprocess.run([*command, "--expect", "ü.txt"], capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr
     outputs = nbformat.read("out.ipynb", as_version=4).cells[-1].outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
@@ -252,24 +262,28 @@ def test_locks_of_gpus_follow_no_link_and_any_name_has_one(monkeypatch, tmp_path
 # --- make ---
 
 @pytest.mark.parametrize("value", [
-    "a b", "it's", 'a"b', "1; touch PLACE", "`touch PLACE`", "$(touch PLACE)", "$(shell touch PLACE)", "$HOME", "a$b",
-    '"; touch PLACE; "', "'; touch PLACE; '", "#1", "line\nümlaut", '{"x": "$(HOME)"}', "~/data",
+    "a b", "it's", 'a"b', "$HOME", "a$b", "1; touch PLACE", "`touch PLACE`", "$(touch PLACE)",
+    "$(shell touch PLACE)", '"; touch PLACE; "', "'; touch PLACE; '", "#1", "~/data",
+    "line\nümlaut", '{"x": "$(HOME)"}',
 ])
 def test_make_passes_values_on_as_they_are(value, tmp_path):
     value = value.replace("PLACE", str(tmp_path / "executed"))
     (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
-    values = {name: value for name in ("PROFILE", "DATA", "ROOT", "OVERRIDES", "JOBS")}
-    command = ["make", "-s", "-o", "/dev/null", "INSTALLED=/dev/null", f"BATCH={sys.executable} {tmp_path}/program.py", "figures"]
-    words = [f"{name}={value}" for name, value in values.items()]
-    result = subprocess.run([*command, *words], cwd=batch.PROJECT, capture_output=True, text=True, check=True)
-    assert json.loads(result.stdout) == ["figures", *(word for name in values for word in (f"--{name.lower()}", value))]
+    names = ("profile", "data", "root", "overrides", "jobs")
+    make = ["make", "-s", "-C", str(batch.PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
+    program = f"BATCH={sys.executable} {tmp_path}/program.py"
+    words = ["figures", program, *(f"{name.upper()}={value}" for name in names)]
+    result = subprocess.run([*make, *words], capture_output=True, text=True, check=True)
+    expected = [word for name in names for word in (f"--{name}", value)]
+    assert json.loads(result.stdout) == ["figures", *expected]
     assert not (tmp_path / "executed").exists()
 
 
 # --- what jobs tell the launcher ---
 
 @pytest.mark.parametrize("line", [
-    'mtprune: {"job": "x", "event": "done", "seconds": 1}\n', "    output: /data/mtprune: {x}/done.json\n", "dense  many\n",
+    'mtprune: {"job": "x", "event": "done", "seconds": 1}\n', "dense  many\n",
+    "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{batch.EVENT}x/a\n",
 ])
 def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
     progress = batch.Progress(tmp_path / "timings.csv", 1)
@@ -290,7 +304,8 @@ def test_what_needs_the_repository_says_so_and_deletes_nothing(command, here, mo
     (here / "runs" / "smoke").mkdir(parents=True)
     monkeypatch.setattr(batch, "PROJECT", Path())
     assert batch.main([command]) == 1
-    assert capsys.readouterr().err == f"{command} needs the repository, with its notebooks: run it in a clone\n"
+    message = f"{command} needs the repository, with its notebooks: run it in a clone\n"
+    assert capsys.readouterr().err == message
     assert os.listdir("runs") == ["smoke"]
 
 
@@ -299,7 +314,8 @@ def test_what_needs_the_repository_says_so_and_deletes_nothing(command, here, mo
 def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name, here, capsys):
     assert batch.main(["figures", "--profile", "smoke", option, str(here / name)]) == 1
     error = capsys.readouterr().err
-    assert error.startswith("runs and figures may lie in no folder whose name has") and error.count("\n") == 1
+    assert error.startswith("runs and figures may lie in no folder whose name has")
+    assert error.count("\n") == 1
     assert not os.listdir()
 
 
@@ -402,9 +418,10 @@ def repository(finished_repository, tmp_path):
 def launcher(repository, environment=None, **overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
     command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke", "--overrides", overrides]
-    environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels, too, import the copy
+    environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels', too
     return subprocess.Popen(
-        command, cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        command, cwd=repository, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def launch(repository, environment=None, **overrides):
@@ -459,7 +476,8 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
 
 def test_a_batch_needs_no_user_name_no_home_no_locale_and_no_plain_path(repository):
     odd = repository.rename(repository.with_name("it's {v1} of $HOME ü"))
-    (odd / "sitecustomize.py").write_text("import pwd\ndef getpwuid(uid):\n    raise KeyError(uid)\npwd.getpwuid = getpwuid\n")
+    nobody = "import pwd\ndef getpwuid(uid):\n    raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
+    (odd / "sitecustomize.py").write_text(nobody)
     named = ("USER", "LOGNAME", "LNAME", "USERNAME", "XDG_", "SNAKEMAKE_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(named)}
     environment |= {"HOME": "/dev/null", "LC_ALL": "C", "SNAKEMAKE_PROFILE": "theirs"}
@@ -550,7 +568,8 @@ def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
     command = [sys.executable, "-m", "mtprune_utils.batch", "refresh"]
-    subprocess.run(command, cwd=repository, check=True, env=os.environ | {"PYTHONPATH": str(repository)})
+    own = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run(command, cwd=repository, check=True, env=own)
     notebook = nbformat.read(repository / "notebooks/01_train_dense.ipynb", as_version=4)
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
     assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]

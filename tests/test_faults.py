@@ -177,7 +177,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_harms_nothing(code, words, tm
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS])
 @pytest.mark.parametrize("unknown", ["fsync", "chmod"])
-def test_a_share_that_cannot_flush_or_change_modes_holds_files_all_the_same(unknown, code, tmp_path, monkeypatch):
+def test_a_share_that_cannot_flush_holds_files_all_the_same(unknown, code, tmp_path, monkeypatch):
     def of_a_share(*arguments):
         raise OSError(code, os.strerror(code))
 
@@ -192,9 +192,9 @@ def test_a_share_without_locks_is_one_line_that_names_the_folder(code, tmp_path,
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.fcntl, "flock", of_a_share)
-    message = f"^{re.escape(str(tmp_path))} gives no locks .{os.strerror(code)}.: choose a folder elsewhere$"
-    with pytest.raises(OSError, match=message), files.locked(tmp_path / ".lock", "it"):
-        pass
+    message = f"{tmp_path} gives no locks ({os.strerror(code)}): choose a folder elsewhere"
+    with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
+        files.locked(tmp_path / ".lock", "it").__enter__()
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
@@ -438,8 +438,8 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"scale": [0.5, 1e308]}, "scale must be"),
     ({"dense.lr": 10**400}, "'dense.lr' takes whole numbers up to 1000000000, got a larger one"),
     ({"dense.steps": 10**5000}, "'dense.steps' takes whole numbers up to 1000000000"),
-    ({"widths": [10**9] * 13}, "widths, head_width, image_height and crop must be at most 16384, got 1000000000"),
-    ({"crop": 10**8}, "widths, head_width, image_height and crop must be at most 16384"),
+    ({"widths": [10**9] * 13}, "widths, head_width, image_height and crop must be at most 16384"),
+    ({"crop": 10**8}, "must be at most 16384, got 100000000"),
     ({"prune.multiple": 5}, "prune.multiple must divide every width of the dense network"),
 ])
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
@@ -483,7 +483,8 @@ def test_a_batch_does_not_start_on_the_cpu_because_torch_cannot_use_the_gpu(monk
     assert "there is a GPU here that torch cannot use" in capsys.readouterr().err and not any(tmp_path.iterdir())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path)]) == 1
-    assert "CUDA_VISIBLE_DEVICES names 7, which torch cannot use: correct or unset it" in capsys.readouterr().err
+    named = "CUDA_VISIBLE_DEVICES names 7, which torch cannot use: correct or unset it"
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", [
