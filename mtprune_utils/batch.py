@@ -233,6 +233,9 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
         "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
         "--rerun-triggers", "input", "--configfile", str(config),
         "--profile", "none",  # of the user's own
+        # All but the source cache, which is made in the user's home.
+        "--shared-fs-usage", "persistence", "input-output", "software-deployment", "sources",
+        "storage-local-copies",
     ]
 
 
