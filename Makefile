@@ -84,12 +84,16 @@ readme: $(INSTALLED)  ## write the README's tables anew from figures/quick
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=localhost notebooks
 
-lock:  ## resolve requirements.txt anew into requirements.lock: every package, with the hashes of its files (needs uv)
-	uv pip compile requirements.txt --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet -o requirements.lock
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
-audit: $(INSTALLED)  ## look for known vulnerabilities in what is installed (needs the network)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/python -m pip_audit --skip-editable
+lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
+	$(LOCK) requirements.txt -o requirements.lock
+	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
+
+audit:  ## look for known vulnerabilities in what is installed (needs the network)
+	$(PYTHON3) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-audit.lock
+	.venv/audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
 rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
 	$(BIN)/python -m mtprune_utils.data._render_rooms --out mtprune_utils/data/rooms_v1

@@ -69,9 +69,10 @@ def job_name(run):
 
 def arguments(job, parameters):
     """As `batch notebook` takes them: text as it is, the rest as JSON."""
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in parameters.items()}
-    values = [word for name, text in texts.items() for word in ("-p", name, text)]
-    return shlex.join(["--job", job, *values])
+    words = ["--job", job]
+    for name, value in parameters.items():
+        words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
+    return shlex.join(words)
 
 
 def priority(stage):

@@ -25,7 +25,8 @@ import urllib.parse
 from pathlib import Path
 
 from mtprune_utils.execution import (
-    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError, check_run, execute, notebook_parameters, refresh_notebooks,
+    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError,
+    check_run, execute, notebook_parameters, refresh_notebooks,
 )
 from mtprune_utils.files import PROJECT, locked, read_table, try_lock, write_atomically, write_json
 
@@ -37,7 +38,8 @@ ENVIRONMENT = {
     # Keep the memory of large tensors for the next ones: to get it from the system anew takes 5 % of a step (glibc).
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
 }
-# Precedes what jobs tell the launcher, among Snakemake's own lines. JSON and the folders' names have no control characters.
+# Precedes what jobs tell the launcher, among Snakemake's own lines: a control character, so that
+# no path that Snakemake names is taken for it.
 EVENT = "\x1emtprune: "
 
 
@@ -64,8 +66,9 @@ def one_gpu():
     with contextlib.ExitStack() as stack:
         locks = {}
         for gpu in visible_gpus():
-            name = f"mtprune-{os.getuid()}-gpu-{urllib.parse.quote(gpu, safe='')}.lock"  # MIG's have slashes
-            locks[gpu] = stack.enter_context(open(Path(tempfile.gettempdir(), name), "a", opener=_no_link))
+            name = urllib.parse.quote(gpu, safe="")  # MIG's have slashes
+            path = Path(tempfile.gettempdir(), f"mtprune-{os.getuid()}-gpu-{name}.lock")
+            locks[gpu] = stack.enter_context(open(path, "a", opener=_no_link))
         while locks and not (free := next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)):
             time.sleep(1)
         if locks:
@@ -74,7 +77,7 @@ def one_gpu():
 
 
 def _no_link(path: str, flags: int) -> int:
-    """Opens a file of a folder that everybody may write to: no link that somebody else has put there."""
+    """Open a file where everybody may write: no link that somebody else has put there."""
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
@@ -136,12 +139,14 @@ class Progress:
 
     def read(self, line: str) -> None:
         """Take in a line of Snakemake's output: an event of ours, or a row of its table of jobs to run."""
-        if EVENT in line:
+        try:
             event = json.loads(line.partition(EVENT)[2])
-            take_in = {"grid": self.grid, "started": self.started, "done": self.done, "failure": self.failure}
-            take_in[event.pop("event")](**event)
-        elif row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
-            self.total += int(row[2])
+        except ValueError:  # Snakemake's own
+            if row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
+                self.total += int(row[2])
+            return
+        take_in = (self.grid, self.started, self.done, self.failure)
+        {method.__name__: method for method in take_in}[event.pop("event")](**event)
 
     def grid(self, job: str, jobs: list[str], figures: list[str]) -> None:
         self.jobs, self.figures = jobs, figures
@@ -187,7 +192,8 @@ class Progress:
     def trouble(self, log: Path) -> str:
         failed = self.failed | {job: {"error": "killed from outside (out of memory?)"} for job in self.running}
         if not failed:
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if EVENT not in line]
+            lines = log.read_text(encoding="utf-8").rstrip().split("\n")
+            lines = [line for line in lines if EVENT not in line]
             return "\n".join(["Snakemake failed; its log ends:", *lines[-8:], RESUME])
         lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
         for job, failure in failed.items():
@@ -226,6 +232,10 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
         "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
         "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
         "--rerun-triggers", "input", "--configfile", str(config),
+        "--profile", "none",  # of the user's own
+        # All but the source cache, which is made in the user's home.
+        "--shared-fs-usage", "persistence", "input-output", "software-deployment", "sources",
+        "storage-local-copies",
     ]
 
 
@@ -245,7 +255,9 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
     experiment.check()
     odd = re.search(r"[{}\x00-\x1f\x7f\ud800-\udfff]", f"{settings['runs']}{figures}")
     if odd:  # Snakemake takes braces for wildcards
-        raise ValueError(f"runs and figures may lie in no folder whose name has {odd[0]!r} in it: choose other folders")
+        raise ValueError(
+            f"runs and figures may lie in no folder whose name has {odd[0]!r} in it: choose others"
+        )
     device, gpus = experiment.profile.device, visible_gpus()
     if device == "cuda" and not gpus:
         raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
@@ -334,7 +346,8 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
     except (KeyError, OSError):  # a container's user may have no name, and Snakemake asks for it
         environment["LOGNAME"] = str(os.getuid())
     process = subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8", errors="replace",
+        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        encoding="utf-8", errors="replace",
         start_new_session=True, pass_fds=[lock], preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     try:
@@ -416,11 +429,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "notebook":
             declared = notebook_parameters(options.notebook)
-            text = [name for name, (kind, _) in declared.items() if kind is str]  # it stays as it is
-            parameters = {name: value if name in text else parsed(value) for name, value in options.parameters}
+            texts = [name for name, (kind, _) in declared.items() if kind is str]  # they stay text
+            parameters = {
+                name: text if name in texts else parsed(text) for name, text in options.parameters
+            }
             return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
         if not (PROJECT / STAGE_NOTEBOOKS["dense"]).is_file():
-            raise FileNotFoundError(f"{options.command} needs the repository, with its notebooks: run it in a clone")
+            raise FileNotFoundError(
+                f"{options.command} needs the repository, with its notebooks: run it in a clone"
+            )
         if options.command == "refresh":
             refresh_notebooks()
             return 0
@@ -438,4 +455,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names that the locale has no letters for
     sys.exit(main())

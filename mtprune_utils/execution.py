@@ -16,7 +16,7 @@ import textwrap
 import uuid
 from pathlib import Path
 
-from mtprune_utils.files import PROJECT, write_atomically
+from mtprune_utils.files import PROJECT, write_atomically, write_json
 
 STAGE_NOTEBOOKS = {
     "dense": "notebooks/01_train_dense.ipynb",
@@ -165,7 +165,8 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
             # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
             patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
             lines = f"{LESS_GARBAGE_COLLECTION}; {OWN_STYLE}"
-            kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]  # a cell's errors are told anyway
+            # A cell's errors are told anyway.
+            kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]
             with _own_kernel() as name:
                 executed = papermill.execute_notebook(
                     *paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel,
@@ -180,7 +181,8 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
                 problem = problem and f"{problem}{_said_by_magic(executed)}"
                 for key in ("input_path", "output_path"):  # paths on this machine
                     executed.metadata.get("papermill", {}).pop(key, None)
-                write_atomically(failed if problem else output, f"{nbformat.writes(executed)}\n".encode())
+                content = f"{nbformat.writes(executed)}\n".encode()
+                write_atomically(failed if problem else output, content)
         except (OSError, ValueError) as error:  # the disk is full: half of it is no notebook
             problem = problem or _reason(error)
     finally:
@@ -197,13 +199,14 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
 def _own_kernel():
     """The name of a kernel on this very Python, while its environment holds.
 
-    The user's kernels, IPython profile and startup files, backend and locale have no say in it, and no home is needed.
+    The user's kernels, IPython profile, startup files, backend and locale have no say in it, and
+    no home is needed.
     """
-    from ipykernel.kernelspec import KERNEL_NAME, write_kernel_spec
+    from ipykernel.kernelspec import KERNEL_NAME, get_kernel_dict
 
     theirs = dict(os.environ)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        write_kernel_spec(Path(folder, "kernels", KERNEL_NAME))
+        write_json(Path(folder, "kernels", KERNEL_NAME, "kernel.json"), get_kernel_dict())
         own = dict.fromkeys(("JUPYTER_PATH", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR"), folder)
         try:
             os.environ.update(own, PYTHONUTF8="1")
@@ -230,8 +233,9 @@ def _incomplete(executed, expected_files) -> str | None:
 
 
 def _said_by_magic(executed) -> str:
-    """What IPython printed where a cell failed without an error of its own, as one with an unknown magic does."""
-    failed = [cell for cell in executed.cells if cell.metadata.get("papermill", {}).get("exception")]
+    """What IPython printed where a cell failed without an error, as with an unknown magic."""
+    cells = executed.cells
+    failed = [cell for cell in cells if cell.metadata.get("papermill", {}).get("exception")]
     outputs = failed[-1].outputs if failed else []
     if any(output.output_type == "error" for output in outputs):
         return ""
@@ -266,7 +270,8 @@ def refresh_notebooks() -> None:
             print(f"{notebook.name} ...", flush=True)
             execute(notebook, Path(scratch, notebook.name), {})
         for notebook in notebooks:
-            write_atomically(notebook, without_volatile_metadata(Path(scratch, notebook.name).read_text(encoding="utf-8")).encode())
+            executed = Path(scratch, notebook.name).read_text(encoding="utf-8")
+            write_atomically(notebook, without_volatile_metadata(executed).encode())
 
 
 def without_volatile_metadata(text: str) -> str:

@@ -72,7 +72,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _where_supported(call: Callable, *arguments) -> None:
-    """Call it. Shares (CIFS, FUSE) that know no such thing are passed over, a disk's errors are raised."""
+    """Call it. Shares (CIFS, FUSE) that know no such thing are passed over; errors are raised."""
     try:
         call(*arguments)
     except OSError as error:
@@ -119,7 +119,9 @@ def try_lock(file) -> bool:
         return False
     except OSError as error:
         folder = Path(file.name).parent
-        raise OSError(f"{folder} gives no locks ({error.strerror}): choose a folder elsewhere") from error
+        raise OSError(
+            f"{folder} gives no locks ({error.strerror}): choose a folder elsewhere"
+        ) from error
     return True
 
 

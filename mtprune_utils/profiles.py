@@ -151,7 +151,8 @@ class Profile:
         _check(self.seeds >= 1, "seeds must be at least 1", self.seeds)
         _check(self.batch_size >= 1, "batch_size must be at least 1", self.batch_size)
         _check(0 < self.validation_share < 1, "validation_share must lie between 0 and 1", self.validation_share)
-        _check(len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 100, "scale must be (low, high)", self.scale)
+        scales = len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 100
+        _check(scales, "scale must be (low, high)", self.scale)
         falling = all(larger > smaller for larger, smaller in itertools.pairwise((1, *self.sizes, 0)))
         _check(falling, "sizes must be falling shares between 0 and 1", self.sizes)
         there = all(0 <= rank < len(self.sizes) for rank in self.controls.ranks)
@@ -171,7 +172,8 @@ class Profile:
         _check(self.test_images is None or self.test_images >= 1, "test_images must be at least 1", self.test_images)
         self.architecture({})  # it checks backbone, widths and stride
         widest = max(*self.widths, self.head_width, self.image_height, self.crop)
-        _check(widest <= WIDEST, f"widths, head_width, image_height and crop must be at most {WIDEST}", widest)
+        rule = f"widths, head_width, image_height and crop must be at most {WIDEST}"
+        _check(widest <= WIDEST, rule, widest)
         imagenet = self.backbone == "vgg16" and self.widths == VGG16_WIDTHS
         _check(not self.pretrained or imagenet, "pretrained weights are those of a full-width vgg16", (self.backbone, self.widths))
 
@@ -258,8 +260,9 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     parts = {group: dataclasses.replace(getattr(profile, group), **changes) for group, changes in groups.items()}
     profile = dataclasses.replace(profile, **own, **parts)
     for key, value in flat(dataclasses.asdict(profile)).items():
-        numbers = [number for number in (value if isinstance(value, tuple) else [value]) if isinstance(number, float)]
-        _check(all(map(math.isfinite, numbers)), f"{key} must be finite", value)
+        values = value if isinstance(value, tuple) else (value,)
+        finite = all(math.isfinite(number) for number in values if isinstance(number, float))
+        _check(finite, f"{key} must be finite", value)
     _check(bool(profile.sizes), "sizes must name at least one share of the dense network's parameters", profile.sizes)
     for criterion in (*profile.criteria, *profile.controls.schedules_of):
         known(criterion, CRITERIA, "criterion")

@@ -1,5 +1,6 @@
 """The batch: a run counts as good only if it was, and a profile's jobs are resumed, refused or redone as is due."""
 
+import errno
 import hashlib
 import json
 import os
@@ -11,7 +12,9 @@ import sys
 import time
 from pathlib import Path
 
+import matplotlib
 import nbformat
+import papermill
 import pytest
 
 from mtprune_utils import batch
@@ -86,6 +89,19 @@ def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
 
 
+TEXTS = ["2024", "true", "null", "1e3", "[1]", "NaN", '"quoted"', "", "a b"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_what_is_declared_as_text_stays_text(here, text, monkeypatch):
+    given = []
+    monkeypatch.setattr(batch, "run_notebook", lambda *arguments: given.append(arguments[2]) or 0)
+    write_notebook(here / "nb.ipynb")
+    command = ["notebook", "nb.ipynb", "out.ipynb", "-p", "word", text, "-p", "number", "7"]
+    assert batch.main(command) == 0
+    assert given == [{"word": text, "number": 7}]
+
+
 @pytest.mark.parametrize("text", ["# prose", "[]", "{}", '{"cells": [1]}'])
 def test_what_is_no_notebook_is_refused_in_one_line(here, text, capsys):
     Path("README.md").write_text(text)
@@ -115,6 +131,7 @@ FAILURES = {
     "sys.exit(0)": (["import sys\nsys.exit(0)", GOOD], "only 3 of 4 code cells ran"),
     "sys.exit(0) at the end": (["import sys\nsys.exit(0)"], "SystemExit"),
     "missing file": (["pass"], "without writing out.txt"),
+    "unknown magic": (["%no_such_magic"], "cell 3: .* function `%no_such_magic` not found"),
 }
 
 
@@ -158,6 +175,71 @@ def test_kernel_ends_with_its_runner(here, signum):
     assert not Path("out.ipynb").exists()
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EFBIG, errno.EROFS])
+def test_a_full_disk_is_told_in_the_first_words_of_its_error(here, code, monkeypatch):
+    def half(handler, text, path):
+        Path(path).write_text(text[: len(text) // 2])
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(papermill.iorw.LocalHandler, "write", half)
+    message = f"nb.ipynb: OSError: [Errno {code}] {os.strerror(code)}"
+    with pytest.raises(NotebookError, match=f"^{re.escape(message)}$"):
+        execute(write_notebook(here / "nb.ipynb", GOOD), "out.ipynb", {})
+    assert os.listdir() == ["nb.ipynb"]
+
+
+def test_an_output_that_is_a_folder_is_refused_before_anything_starts(here):
+    (here / "done").mkdir()
+    with pytest.raises(IsADirectoryError, match="done is a folder: name the file"):
+        execute(write_notebook(here / "nb.ipynb", GOOD), "done", {})
+    assert not Path("out.txt").exists() and not os.listdir("done")
+
+
+SURROUNDINGS_CELL = """\
+import locale, os, sys
+import matplotlib.pyplot as plt
+plt.plot([1, 2])
+plt.show()
+found = sys.executable, locale.getpreferredencoding(False), "theirs" in globals()
+assert found == (EXECUTABLE, "utf-8", False), found
+style = plt.rcParams["text.usetex"], plt.rcParams["lines.linewidth"]
+assert style == (False, 1.5), style
+open("ü.txt", "w").write("ü")"""
+
+
+@pytest.mark.parametrize("home", ["theirs", "/dev/null"])
+def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
+    spec = {"argv": ["false"], "display_name": "Python 3", "language": "python"}
+    theirs = {
+        "theirs/.local/share/jupyter/kernels/python3/kernel.json": json.dumps(spec),
+        "ipython/profile_default/startup/00.py": "theirs = 1",
+        "ipython/profile_default/ipython_config.py": "c.InlineBackend.rc = {'text.usetex': True}",
+        "startup.py": "theirs = 1",
+        "matplotlibrc": "text.usetex: True\nlines.linewidth: 9\nbackend: Agg\n",
+    }
+    for name, text in theirs.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+    others = ("XDG_", "JUPYTER_")
+    kept = {name: text for name, text in os.environ.items() if not name.startswith(others)}
+    environment = kept | {
+        "HOME": str(here / home), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg",
+        "IPYTHONDIR": str(here / "ipython"), "PYTHONSTARTUP": "startup.py",
+        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+        "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts takes seconds to make
+    }
+    cell = SURROUNDINGS_CELL.replace("EXECUTABLE", repr(sys.executable))
+    path = write_notebook(here / "nb.ipynb", cell)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata.kernelspec = {"name": "py39_torch", "display_name": "py39_torch"}
+    nbformat.write(notebook, path)
+    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
+    result = subprocess.run([*command, "--expect", "ü.txt"], capture_output=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    outputs = nbformat.read("out.ipynb", as_version=4).cells[-1].outputs
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
 def test_every_job_gets_a_gpu_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setattr(batch.tempfile, "tempdir", str(tmp_path))  # the locks are those of all the user's batches
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
@@ -169,6 +251,79 @@ def test_every_job_gets_a_gpu_of_its_own(monkeypatch, tmp_path):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with batch.one_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_locks_of_gpus_follow_no_link_and_any_name_has_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(batch.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8cd5/1/0")
+    with batch.one_gpu():
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-GPU-8cd5/1/0"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / f"mtprune-{os.getuid()}-gpu-0.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match="gpu-0.lock"), batch.one_gpu():
+        pass
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+# --- make ---
+
+@pytest.mark.parametrize("value", [
+    "a b", "it's", 'a"b', "$HOME", "a$b", "1; touch PLACE", "`touch PLACE`", "$(touch PLACE)",
+    "$(shell touch PLACE)", '"; touch PLACE; "', "'; touch PLACE; '", "#1", "~/data",
+    "line\nümlaut", '{"x": "$(HOME)"}',
+])
+def test_make_passes_values_on_as_they_are(value, tmp_path):
+    value = value.replace("PLACE", str(tmp_path / "executed"))
+    (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
+    names = ("profile", "data", "root", "overrides", "jobs")
+    make = ["make", "-s", "-C", str(batch.PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
+    program = f"BATCH={sys.executable} {tmp_path}/program.py"
+    words = ["figures", program, *(f"{name.upper()}={value}" for name in names)]
+    result = subprocess.run([*make, *words], capture_output=True, text=True, check=True)
+    expected = [word for name in names for word in (f"--{name}", value)]
+    assert json.loads(result.stdout) == ["figures", *expected]
+    assert not (tmp_path / "executed").exists()
+
+
+# --- what jobs tell the launcher ---
+
+@pytest.mark.parametrize("line", [
+    'mtprune: {"job": "x", "event": "done", "seconds": 1}\n', "dense  many\n",
+    "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{batch.EVENT}x/a\n",
+])
+def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
+    progress = batch.Progress(tmp_path / "timings.csv", 1)
+    before = dict(vars(progress))
+    progress.read(line)
+    assert vars(progress) == before
+
+
+def test_a_killed_snakemake_leaves_its_own_words_and_how_to_go_on(tmp_path):
+    log = tmp_path / "snakemake.log"
+    log.write_text(f'Building DAG of jobs...\n{batch.EVENT}{{"job": "batch", "event": "grid"}}\n')
+    said = batch.Progress(tmp_path / "timings.csv", 1).trouble(log)
+    assert said == f"Snakemake failed; its log ends:\nBuilding DAG of jobs...\n{batch.RESUME}"
+
+
+@pytest.mark.parametrize("command", ["figures", "claims", "refresh"])
+def test_what_needs_the_repository_says_so_and_deletes_nothing(command, here, monkeypatch, capsys):
+    (here / "runs" / "smoke").mkdir(parents=True)
+    monkeypatch.setattr(batch, "PROJECT", Path())
+    assert batch.main([command]) == 1
+    message = f"{command} needs the repository, with its notebooks: run it in a clone\n"
+    assert capsys.readouterr().err == message
+    assert os.listdir("runs") == ["smoke"]
+
+
+@pytest.mark.parametrize("name", ["{7f3a}", "a\nb", "a\x1eb", "a\udcffb"])
+@pytest.mark.parametrize("option", ["--runs", "--figures"])
+def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name, here, capsys):
+    assert batch.main(["figures", "--profile", "smoke", option, str(here / name)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("runs and figures may lie in no folder whose name has")
+    assert error.count("\n") == 1
+    assert not os.listdir()
 
 
 # --- the batch, on a copy of the repository whose notebooks train nothing ---
@@ -230,6 +385,7 @@ STAND_INS = {  # notebook: the run it makes, its own parameters
 FIGURE_OF = {"08_judge_claims": "fig5_claims", "10_measure_speedup": "fig4_speedup"}
 # Eight jobs: dense, prune, retrain, five figures.
 OVERRIDES = {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0, "tuning.trials": 0}
+CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it
 STUBS = {  # the copy needs no torch, which takes seconds to import
     "criteria.py": 'CRITERIA = dict.fromkeys(("taylor", "cosprune", "random"))',
     "pruning.py": "def check_sizes(*arguments):\n    pass",
@@ -267,14 +423,17 @@ def repository(finished_repository, tmp_path):
     return shutil.copytree(finished_repository[0], tmp_path / "repository")
 
 
-def launcher(repository, **overrides):
+def launcher(repository, environment=None, **overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
     command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke", "--overrides", overrides]
-    return subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels', too
+    return subprocess.Popen(
+        command, cwd=repository, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def launch(repository, **overrides):
-    process = launcher(repository, **overrides)
+def launch(repository, environment=None, **overrides):
+    process = launcher(repository, environment, **overrides)
     output = process.communicate()[0]
     return subprocess.CompletedProcess([], process.returncode, output)
 
@@ -321,6 +480,18 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
     (notebook,) = repository.glob("runs/smoke/prune/*/notebook.ipynb")
     assert str(repository) not in notebook.read_text()
     assert len((repository / "runs/smoke/timings-smoke-custom.csv").read_text().splitlines()) == 9
+
+
+def test_a_batch_needs_no_user_name_no_home_no_locale_and_no_plain_path(repository):
+    odd = repository.rename(repository.with_name("it's {v1} of $HOME ü"))
+    nobody = "import pwd\ndef getpwuid(uid):\n    raise KeyError(uid)\npwd.getpwuid = getpwuid\n"
+    (odd / "sitecustomize.py").write_text(nobody)
+    named = ("USER", "LOGNAME", "LNAME", "USERNAME", "XDG_", "SNAKEMAKE_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(named)}
+    environment |= {"HOME": "/dev/null", "LC_ALL": "C", "SNAKEMAKE_PROFILE": "theirs"}
+    result = launch(odd, environment, **CHANGE)
+    assert result.returncode == 0, result.stdout
+    assert "3 jobs to do, 5 finished earlier" in result.stdout
 
 
 @pytest.mark.parametrize("setting, message", [
@@ -442,7 +613,9 @@ def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
     for notebook in set(repository.glob("notebooks/*.ipynb")) - {repository / "notebooks/01_train_dense.ipynb"}:
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
-    subprocess.run([sys.executable, "-m", "mtprune_utils.batch", "refresh"], cwd=repository, check=True)
+    command = [sys.executable, "-m", "mtprune_utils.batch", "refresh"]
+    own = os.environ | {"PYTHONPATH": str(repository)}
+    subprocess.run(command, cwd=repository, check=True, env=own)
     notebook = nbformat.read(repository / "notebooks/01_train_dense.ipynb", as_version=4)
     assert [cell.execution_count for cell in notebook.cells] == [1, 2]
     assert [dict(cell.metadata) for cell in notebook.cells] == [{"tags": ["parameters"]}, {}]

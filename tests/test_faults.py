@@ -175,6 +175,28 @@ def test_a_disk_that_takes_no_more_is_one_line_and_harms_nothing(code, words, tm
     assert run.done
 
 
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("unknown", ["fsync", "chmod"])
+def test_a_share_that_cannot_flush_holds_files_all_the_same(unknown, code, tmp_path, monkeypatch):
+    def of_a_share(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.os, unknown, of_a_share)
+    files.write_atomically(tmp_path / "table.csv", b"a,b\n")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"table.csv": b"a,b\n"}
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_share_without_locks_is_one_line_that_names_the_folder(code, tmp_path, monkeypatch):
+    def of_a_share(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.fcntl, "flock", of_a_share)
+    message = f"{tmp_path} gives no locks ({os.strerror(code)}): choose a folder elsewhere"
+    with pytest.raises(OSError, match=f"^{re.escape(message)}$"):
+        files.locked(tmp_path / ".lock", "it").__enter__()
+
+
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory at .*file.*: make room or choose another folder"):
@@ -409,6 +431,15 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"prune.score_every": 5}, "score_every must be from 1 to every"),
     ({"prune.multiple": 8}, "multiple must be at least 1 and divide the floor"),
     ({"sizes": []}, "sizes must name at least one share"),
+    ({"dense.weight_decay": math.inf}, "dense.weight_decay must be finite"),
+    ({"controls.budget": math.inf}, "controls.budget must be finite"),
+    ({"checkpoint_seconds": math.inf}, "checkpoint_seconds must be finite"),
+    ({"dense.lr": math.nan}, "lr must be positive"),
+    ({"scale": [0.5, 1e308]}, "scale must be"),
+    ({"dense.lr": 10**400}, "'dense.lr' takes whole numbers up to 1000000000, got a larger one"),
+    ({"dense.steps": 10**5000}, "'dense.steps' takes whole numbers up to 1000000000"),
+    ({"widths": [10**9] * 13}, "widths, head_width, image_height and crop must be at most 16384"),
+    ({"crop": 10**8}, "must be at most 16384, got 100000000"),
     ({"prune.multiple": 5}, "prune.multiple must divide every width of the dense network"),
 ])
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
@@ -429,6 +460,8 @@ def test_a_task_of_ones_own_has_a_geometry_that_augmentation_knows():
 
 @pytest.mark.parametrize("arguments, message", [
     (["--jobs", "0"], "'0' is no number of jobs"),
+    (["--jobs", "1; touch x"], "'1; touch x' is no number of jobs"),
+    (["--overrides", "[" * 10**5], "is no JSON object: write it like"),
     (["--overrides", '[["seeds", 1]]'], "is no JSON object: write it like"),
     (["--overrides", "{seeds: 1}"], "is no JSON object: write it like"),
 ])
@@ -448,6 +481,10 @@ def test_a_batch_does_not_start_on_the_cpu_because_torch_cannot_use_the_gpu(monk
     monkeypatch.setattr(batch, "visible_gpus", lambda: ["0"])
     assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path)]) == 1
     assert "there is a GPU here that torch cannot use" in capsys.readouterr().err and not any(tmp_path.iterdir())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert batch.main(["figures", "--profile", "smoke", "--runs", str(tmp_path)]) == 1
+    named = "CUDA_VISIBLE_DEVICES names 7, which torch cannot use: correct or unset it"
+    assert named in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("overrides", [
