@@ -43,15 +43,15 @@ from mtprune_utils.runs import TABLES, Experiment, Run, code_digest, git, proven
 
 FIGURES = PROJECT / "figures"
 # In a process of its own, in another commit's tree too: what it calls has to stay. It says its
-# digests. Then each line is a chain of runs, with the files that a run is given, or null for one to
-# be made; it answers with their folders.
+# digests, and what its runs are called. Then each line is a chain of runs, with the files that a run
+# is given, or null for one to be made; it answers with their folders.
 REPEATER = """
 import json, sys
 from mtprune_utils import files, runs, stages
 answers, sys.stdout = sys.stdout, sys.stderr
 experiment = runs.Experiment.open(**json.loads(sys.argv[1]))
 digests = {stage: runs.code_digest(stage, experiment.data) for stage in runs.TABLES}
-print(json.dumps(digests), file=answers, flush=True)
+print(json.dumps([digests, [run.name for run in experiment.runs()]]), file=answers, flush=True)
 for line in sys.stdin:
     asked = json.loads(line)
     chain = [(runs.Run(experiment, stage, **cell), given) for stage, cell, given in asked]
@@ -96,13 +96,15 @@ def vouch(experiment: Experiment, base: str | None = None) -> list[dict]:
     with contextlib.ExitStack() as stack:
         other = None
         if base or any(_machine(origin) != here for origin in origins):
-            commits = [base] if base else list(dict.fromkeys(o["commit"] for o in origins))
-            base, other = stack.enter_context(_code_of(codes, experiment, commits, place))
+            tables = str(experiment.vouched_file.with_name(results.RECORDS))
+            touched = (git("log", "--format=%H", "--", tables) or "").split()
+            commits = [git("rev-parse", base) or base] if base else [*touched, *(origin["commit"] for origin in origins)]
+            base, other = stack.enter_context(_code_of(codes, drawn, commits, place))
         compared = f"commit {base} on this machine" if other else "committed tables"
         print(f"{experiment.label}: {len(drawn)} of {len(runs)} runs, drawn with seed {seed}; "
               f"compared with {compared} ({here['device']})", flush=True)
         present = stack.enter_context(_repeater(PACKAGE.parent, experiment, place / f"{seed:08x}"))
-        _answer(present)  # its digests
+        _answer(present)  # its digests and names
         for i, run in enumerate(drawn, 1):
             _compare(_chain(run, drawn), present, other, compared)
             print(f"[{i}/{len(drawn)}] {run.stage} {run.name}: the same", flush=True)
@@ -157,22 +159,24 @@ def _compare(chain: list[tuple[Run, dict | None]], present, other, compared: str
 
 @contextlib.contextmanager
 def _code_of(
-    codes: dict[str, list[str]], experiment: Experiment, commits: list[str], place: Path
+    codes: dict[str, list[str]], drawn: list[Run], commits: list[str], place: Path
 ) -> Iterator[tuple[str, subprocess.Popen]]:
-    """The first of the commits whose code has these digests, and a process that runs it."""
-    for commit in commits:
+    """The first of the commits that has these digests and runs, and a process that runs it."""
+    experiment = drawn[0].experiment
+    for commit in dict.fromkeys(commits):
         with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
             tree = Path(scratch, "base")
             if git("worktree", "add", "--detach", str(tree), commit) is None:
                 raise ValueError(f"git has no commit {commit!r} to compare with: see --base")
             stack.callback(git, "worktree", "remove", "--force", str(tree))
             other = stack.enter_context(_repeater(tree, experiment, place / commit))
-            same = {s: experiment.same_code(s, digest) for s, digest in _answer(other).items()}
-            if all({*codes[stage]} <= same[stage] for stage in codes):
+            digests, names = _answer(other)
+            known = all({run.name, run.stream} & {*names} for run in drawn)  # by either of its names
+            if known and all({*codes[s]} <= experiment.same_code(s, digests[s]) for s in codes):
                 yield commit, other
                 return
-    raise ValueError(f"{', '.join(commits)}: not the code that made the tables, whose digests are "
-                     f"{codes}: name another commit with --base")
+    raise ValueError(f"{', '.join(commits)}: not the code and the numbers that made the tables, by "
+                     f"their digests {codes}: name another commit with --base")
 
 
 @contextlib.contextmanager

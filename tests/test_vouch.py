@@ -97,9 +97,9 @@ def test_a_refactoring_is_vouched_for_and_a_changed_number_is_not(repository, el
     assert ("this machine" in found["dense"]["compared"]) is elsewhere
     repeated = [name.split("/")[0] for name in found["dense"]["repeated"]]
     assert sorted(repeated) == ["dense", "prune", "retrain", "tune"]
-    again = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
-    assert "nothing to vouch for" in again.stdout
-
+    if not elsewhere:
+        again = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
+        assert "nothing to vouch for" in again.stdout
     end = 'if run.arm == "scratch_longer" else '
     slower = "replace(settings, lr=settings.lr / 2)"
     edit(repository, "mtprune_utils/stages.py", f"{end}settings", f"{end}{slower}")
@@ -113,7 +113,7 @@ def test_a_refactoring_is_vouched_for_and_a_changed_number_is_not(repository, el
 def test_only_the_code_that_made_the_tables_is_compared_with(repository):
     edit(repository, "mtprune_utils/training.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef")
     result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke", "--base", "HEAD")
-    assert result.returncode == 1 and "HEAD: not the code that made the tables" in result.stderr
+    assert result.returncode == 1 and "not the code and the numbers that made the tables" in result.stderr
     with (repository / "mtprune_utils/training.py").open("a") as file:
         file.write("UNCOMMITTED = True\n")
     result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
