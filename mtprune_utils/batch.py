@@ -248,7 +248,7 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
     import torch
 
     from mtprune_utils import results
-    from mtprune_utils.data._reading import folder_of
+    from mtprune_utils.data import data_root
     from mtprune_utils.runs import Experiment
 
     experiment = Experiment.open(**settings)  # a misspelt name is told at once, in one line
@@ -271,7 +271,7 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
     with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):
         if killed:  # its kernels notice within a second or two, let them end
             time.sleep(3)
-        root = settings["root"] and str(folder_of(settings["root"]).resolve())
+        root = settings["root"] and str(Path(data_root(settings["root"])).resolve())
         write_json(folder / "batch.json", {**settings, "root": root, "figures": figures})
         timings, committed = folder / f"timings-{experiment.label}.csv", place / "timings.csv"
         if restore:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # the repository, where relative paths start
+MAX_JSON = 2**26  # bytes; ours have a few thousand, an index of data a few hundred thousand
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
@@ -33,11 +34,21 @@ def csv_text(rows: list[dict], columns: list[str] | None = None) -> str:
 
 
 def read_json(path: Path):
-    """Raises ValueError for damaged JSON, which may be of any depth."""
+    """What a JSON file says. Raises OSError, or ValueError in one line that names it if damaged."""
+    with open(path, "rb") as file:
+        text = file.read(MAX_JSON)
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} is nested too deeply to be what was written") from None
+        return parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is no whole JSON file ({error})") from error
+
+
+def parse_json(text: str | bytes):
+    """What JSON says, in any of its encodings. Raises ValueError where it is damaged."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("damaged JSON: brackets within brackets without end") from error
 
 
 def write_json(path: Path, value) -> None:

@@ -12,7 +12,7 @@ import json
 import re
 from pathlib import Path
 
-from mtprune_utils.files import csv_text, read_json, read_table, write_atomically, write_json
+from mtprune_utils.files import csv_text, parse_json, read_json, read_table, write_atomically, write_json
 from mtprune_utils.runs import TABLES, Experiment, Run
 
 RECORDS = "runs.jsonl"
@@ -137,14 +137,14 @@ def _read(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, list[dict[
     lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             stage, name, files = record["stage"], record["name"], record["files"]
             sound = stage in TABLES and re.fullmatch(r"[\w.-]+", name) and name not in records
             sound = sound and all(type(files[file]) is dict for file in _files(stage))
             if not sound or set(files) != {*_files(stage)}:
                 raise ValueError("not the record of one run")
             {key: files["provenance.json"][key] for key in ("code", "params")}  # read later on
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: line {number} is damaged ({reason}), {AGAIN}"[:300]) from None
         records[name] = record

@@ -57,10 +57,10 @@ class Task:
         return output if self.geometry == "image" else resize_output(output, size)
 
     def valid(self, target: Tensor) -> Tensor:
-        """Which pixels of a batch of targets (images, for "image") count, as booleans."""
+        """Which pixels of targets (B, ...) count, (B, H, W) boolean; of geometry "image", (B,)."""
         if self.geometry == "normals":
             return target.square().sum(1) > 0
-        return target != IGNORE if self.geometry in ("labels", "image") else target > MIN_DEPTH
+        return target[:, 0] > MIN_DEPTH if "depth" in self.geometry else target != IGNORE
 
     def unscaled(self, output: Tensor, scale: float) -> Tensor:
         """The output for an image that was made `scale` times as large, for the image as it was."""

@@ -37,7 +37,7 @@ import torch
 
 from mtprune_utils import results, stages
 from mtprune_utils.batch import ENVIRONMENT
-from mtprune_utils.data._reading import folder_of
+from mtprune_utils.data import data_root
 from mtprune_utils.files import PACKAGE, PROJECT, read_json, write_json
 from mtprune_utils.runs import TABLES, Experiment, Run, code_digest, git, provenance, uncommitted
 
@@ -182,7 +182,7 @@ def _code_of(
 @contextlib.contextmanager
 def _repeater(tree: Path, experiment: Experiment, runs: Path) -> Iterator[subprocess.Popen]:
     """A process that repeats runs, into that folder, by the code of a working tree."""
-    root = experiment.data_root and str(folder_of(experiment.data_root).resolve())
+    root = experiment.data_root and str(Path(data_root(experiment.data_root)).resolve())
     own = {"profile": experiment.profile.name, "data": experiment.data, "root": root}
     command = [sys.executable, "-c", REPEATER, json.dumps(own | {"runs": str(runs)})]
     with subprocess.Popen(

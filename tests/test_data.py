@@ -1,13 +1,21 @@
 """Augmentation keeps image and targets aligned; rooms is what its card says."""
 
+import io
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from conftest import TASKS, random_split
+from mtprune_utils import training
 from mtprune_utils.data import IMAGENET_MEAN, IMAGENET_SD, RandomBatches, Split, augment, load_dataset
 from mtprune_utils.data.rooms import FOLDER
+from mtprune_utils.files import read_json
+from mtprune_utils.profiles import get_profile
 
 
 def ramp(size: int = 64) -> Split:
@@ -171,6 +179,70 @@ def test_a_missing_or_broken_file_is_one_clear_line(tmp_path):
         load_dataset("room")
     with pytest.raises(ValueError, match="only 1024"):
         load_dataset("rooms", train_images=5000)
+
+
+def png(array):
+    content = io.BytesIO()
+    Image.fromarray(array).save(content, "PNG")
+    return content.getvalue()
+
+
+def cells(name, change):
+    """Put `change` of its bytes into the last row of a column."""
+    def damage(table):
+        column = table[name].to_pylist()
+        column[-1] = change(column[-1])
+        return table.set_column(table.schema.get_field_index(name), name, pa.array(column))
+
+    return damage
+
+
+def picture(name, array):
+    return cells(name, lambda cell: cell | {"bytes": png(array)})
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda table: table.drop_columns(["depth"]), "has no depth: expected image, segmentation"),
+    (lambda table: table.set_column(2, "image", pa.array(range(12))), "a row that cannot be read"),
+    (lambda table: table.slice(0, 0), "the split is empty"),
+    (lambda table: pa.concat_tables([table, table[:1]]), "row 12 of .* is the same as row 0"),
+    (cells("normals", lambda cell: None), "a row that cannot be read"),
+    (cells("image", lambda cell: cell | {"bytes": b"xx"}), "a row that cannot be read"),
+    (cells("image", lambda cell: cell | {"bytes": b"%!PS-Adobe-3.0"}), "a row that cannot be read"),
+    (picture("image", np.zeros((64, 64, 3), np.uint8)), "is 128 x 128: expected 64 x 64"),
+    (picture("segmentation", np.full((128, 128), 200, np.uint8)), "has label 200: expected 0 to 15"),
+    (picture("depth", np.full((128, 128), 200, np.uint8)), "depth is uint8, expected millimetres"),
+    (picture("depth", np.full((128, 128), 60000, np.uint16)), "holds float32 from 60 to 60: expected"),
+])
+def test_rooms_that_are_not_as_they_were_rendered_are_refused(damage, message, tmp_path):
+    table = pq.read_table(FOLDER / "test.parquet")[:12]
+    for name, content in {"train": damage(table), "test": table}.items():
+        pq.write_table(content, tmp_path / f"{name}.parquet")
+    with pytest.raises(ValueError, match=f"train.parquet.*{message}|{message}.*train.parquet"):
+        load_dataset("rooms", root=str(tmp_path))
+
+
+@pytest.mark.parametrize("text", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b"", b'{"a": 1'])
+def test_damaged_json_is_one_line_that_names_the_file(text, tmp_path):
+    (tmp_path / "some.json").write_bytes(text)
+    with pytest.raises(ValueError, match="some.json is no whole JSON file") as caught:
+        read_json(tmp_path / "some.json")
+    assert str(caught.value).isprintable()
+    (tmp_path / "some.json").write_bytes('{"ü": 1}'.encode("utf-8-sig"))
+    assert read_json(tmp_path / "some.json") == {"ü": 1}
+
+
+@pytest.mark.parametrize("task, nothing", [("segmentation", 255), ("depth", 0), ("normals", 0)])
+def test_a_split_in_which_a_task_is_valid_nowhere_is_not_measured(task, nothing, model):
+    split, profile = random_split(4), replace(get_profile("smoke"), image_height=32, crop=32)
+    assert training.evaluate(model, split, TASKS, profile)
+    split.targets[task][1:] = nothing
+    assert all(np.isfinite(value) for value in training.evaluate(model, split, TASKS, profile).values())
+    split.targets[task][:] = nothing
+    with pytest.raises(ValueError, match=f"no pixel of 4 images has a valid {task}: take more"):
+        training.evaluate(model, split, TASKS, profile)
+    with pytest.raises(ValueError, match="no pixel of 0 images"):
+        training.evaluate(model, split[:0], TASKS, profile)
 
 
 @pytest.mark.parametrize("split, row", [("train", 5), ("test", 100)])

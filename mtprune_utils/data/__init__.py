@@ -5,6 +5,7 @@ metres, 0 = invalid; normals float16 unit vectors (x right, y up, z towards the 
 images uint8. (Files that begin with an underscore are no data sets.)
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtprune_utils.files import PROJECT
 from mtprune_utils.tasks import IGNORE, Task, nearest
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
@@ -125,12 +127,33 @@ class Dataset:
 
 def data_digest(name: str, root: str = "") -> str:
     """A hash of a data set's files. Raises ValueError for an unknown name, FileNotFoundError where one is missing."""
-    return _module(name).digest(root)
+    return _module(name).digest(data_root(root))
 
 
 def data_tasks(name: str, root: str = "") -> dict[str, Task]:
     """The tasks of a data set, without loading it. Raises ValueError for an unknown name, FileNotFoundError without data."""
-    return _module(name).tasks(root)
+    return _module(name).tasks(data_root(root))
+
+
+def data_root(root: str) -> str:
+    """The folder that `root` means, in a notebook as on the command line. ~ is the home folder.
+
+    A relative one starts in the working folder or, where it is not there, at the repository.
+    Raises ValueError for a name that no message can hold, or without a home folder.
+    """
+    if not plain(root):
+        raise ValueError(f"{root!a} has a character that is no UTF-8, or ends a line: rename it")
+    try:
+        folder = Path(root).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no {root} ({error}): write the whole path") from error
+    elsewhere = not folder.exists() and (PROJECT / folder).exists()
+    return root and str(PROJECT / folder if elsewhere else folder)
+
+
+def plain(name: str) -> bool:
+    """Whether a file's name is UTF-8, on one line, and of a usual length."""
+    return len(name) < 1000 and not re.search(r"[\0-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", name)
 
 
 def _module(name: str):
@@ -148,7 +171,7 @@ def load_dataset(
     Raises ValueError for an unknown name, broken data or more images than there are, FileNotFoundError where data is
     missing.
     """
-    source = _module(name).load(root)
+    source = _module(name).load(data_root(root))
     images, test = _first(source.train, train_images, "training"), _first(source.test, test_images, "test")
     held_out = max(1, round(validation_share * len(images)))
     train, validation = images[: len(images) - held_out], images[len(images) - held_out :]

@@ -1,5 +1,7 @@
 """The folders of MTAN (Liu et al., CVPR 2019) and LibMTL: {train,val}/{image,label,depth,normal}/{i}.npy."""
 
+import itertools
+from collections.abc import Collection
 from pathlib import Path
 
 from mtprune_utils.data import _reading
@@ -11,38 +13,35 @@ def is_mtan(root: Path) -> bool:
 
 def mtan_files(root: Path) -> list[Path]:
     """Every file of both splits."""
-    found = [file for split in ("train", "val") for file in sorted(root.glob(f"{split}/*/*.npy"))]
-    return [file for file in found if not file.name.startswith(".")]  # as other systems leave beside
+    files = sorted(root.glob("train/*/*.npy")) + sorted(root.glob("val/*/*.npy"))
+    return [file for file in files if not file.name.startswith(".")]  # as macOS leaves on shares
 
 
-def mtan_split(root: Path, split: str, classes: int, label_folder: str, normals: bool) -> dict:
-    """One split's tensors. Raises FileNotFoundError or ValueError, naming the file.
-
-    With normals, depth is in metres; without (Cityscapes), it is inverse depth.
-    """
-    unit = "metres" if normals else "inverse depth"
+def mtan_split(
+    root: Path, split: str, classes: int, label_folder: str, normals: bool, most_depth: float
+) -> dict:
+    """One split's tensors. Raises FileNotFoundError or ValueError, naming the file."""
     folder = root / split
-    if not (folder / "image").is_dir():
-        raise FileNotFoundError(f"{folder / 'image'} is missing: expected the MTAN layout, {{train,val}}/{{image,...}}/0.npy")
-    kinds = ("image", label_folder, "depth", *(["normal"] if normals else []))
-    files = [file for file in mtan_files(root) if file.parts[-3] == split and file.parts[-2] in kinds]
-    names = sorted({file.name for file in files}, key=lambda name: (len(name), name))
-    if not names:
-        raise FileNotFoundError(f"{folder / 'image'} holds no .npy files: the MTAN layout has 0.npy ...")
+    kinds = {"image": "image", "segmentation": label_folder, "depth": "depth"}
+    kinds |= {"normals": "normal"} if normals else {}
+    names = _names(folder, kinds.values())
 
     def read(i: int) -> _reading.Sample:
-        files = {kind: folder / kind / names[i] for kind in ("image", label_folder, "depth", "normal")}
-        image = _reading.checked_image(_reading.read_array(files["image"], "an RGB image"), files["image"])
-        size = image.shape[:2]
-        labels, depth = files[label_folder], files["depth"]
-        sample = {
-            "image": image,
-            "segmentation": _reading.checked_labels(_reading.read_array(labels, "class labels"), classes, size, labels),
-            "depth": _reading.checked_depth(_reading.read_array(depth, "depth"), size, depth, unit),
-        }
-        if normals:
-            normal = files["normal"]
-            sample["normals"] = _reading.checked_normals(_reading.read_array(normal, "surface normals"), size, normal)
-        return sample
+        files = {name: folder / kind / names[i] for name, kind in kinds.items()}
+        arrays = {name: _reading.read_array(file, name) for name, file in files.items()}
+        return _reading.checked(arrays, files, classes, most_depth)
 
     return _reading.stacked(_reading.in_order(read, len(names)), [str(folder / "image" / name) for name in names], str(folder))
+
+
+def _names(folder: Path, kinds: Collection[str]) -> list[str]:
+    """0.npy, 1.npy, ... of a split. Raises FileNotFoundError where a kind lacks one."""
+    there = {kind: {file.name for file in (folder / kind).glob("[!.]*.npy")} for kind in kinds}
+    names = [f"{i}.npy" for i in range(len(set().union(*there.values())))]
+    if not names:
+        raise ValueError(f"{folder}: the split is empty, expected image/0.npy, image/1.npy, ...")
+    for kind, name in itertools.product(kinds, names):
+        if name not in there[kind]:
+            missing = folder / kind / name
+            raise FileNotFoundError(f"{missing} is missing: expected {kind} 0.npy to {names[-1]}")
+    return names

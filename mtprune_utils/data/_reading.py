@@ -5,52 +5,40 @@ sample is looked at before any training starts; what is wrong with it is one lin
 """
 
 import contextlib
+import gzip
 import hashlib
 import os
 import re
+import stat
 import threading
-import zlib
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
 from mtprune_utils.data import Split
-from mtprune_utils.files import PROJECT, source_digest, write_atomically
+from mtprune_utils.files import source_digest, write_atomically
 from mtprune_utils.tasks import IGNORE, MIN_DEPTH
+
+MAX_PIXELS = 2**24  # of one image: eight times Cityscapes' full size. Nothing larger is allocated.
+MAX_DEPTH = 20.0  # metres: twice what a Kinect reads. Millimetres and bytes lie far beyond.
 
 _HEADERS = threading.Lock()  # numpy reads headers by `ast`, which Python 3.11 breaks where two threads do so at once
 Sample = dict[str, np.ndarray]  # image (H, W, 3) uint8, and one target per task
-MOST_BYTES = 2**28  # of one modality of one sample: an image of 4700 x 4700 as float32 RGB
-MAX_METRES = 100.0  # no sensor of the layouts that are read here sees further
-MAX_DISPARITY = 1.0  # MTAN's inverse depths reach 0.49; raw disparities, 126
+Size = tuple[int, int]  # (H, W)
+INVALID = {"segmentation": IGNORE, "image": (0, 1)}  # 0 elsewhere; floats cut to bytes are 0 and 1
 
 
 def cache_folder() -> Path:
-    """Raises FileNotFoundError where neither MTPRUNE_CACHE nor a home folder is there."""
-    if named := os.environ.get("MTPRUNE_CACHE"):
-        return Path(named)
+    """Where decoded data lies. Raises ValueError where neither it nor the home folder is known."""
     try:
-        return Path.home() / ".cache" / "mtprune"
-    except RuntimeError:
-        raise FileNotFoundError(
-            "there is no home folder for decoded data: name one in MTPRUNE_CACHE"
-        ) from None
-
-
-def folder_of(root: str) -> Path:
-    """The folder that a user's `root` names: the same on the command line and in JupyterLab.
-
-    "~" is the home folder; what is not found from the working folder starts at the repository.
-    """
-    try:
-        folder = Path(root).expanduser()
+        return Path(os.environ.get("MTPRUNE_CACHE") or "~/.cache/mtprune").expanduser()
     except RuntimeError as error:
-        raise FileNotFoundError(f"root {root!r}: {error}") from None
-    return folder if folder.is_absolute() or folder.exists() else PROJECT / folder
+        raise ValueError(f"no folder for decoded data ({error}): set MTPRUNE_CACHE") from error
 
 
 def downloaded(fetch: Callable[[], object], what: str, instead: str):
@@ -60,85 +48,96 @@ def downloaded(fetch: Callable[[], object], what: str, instead: str):
             raise ConnectionError("MTPRUNE_OFFLINE is set")
         return fetch()
     except Exception as error:  # no network, no such package, no space
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FileNotFoundError(f"{what} cannot be downloaded ({reason}): {instead}") from error
+        why = f"cannot be downloaded ({reason(error)})"
+        raise FileNotFoundError(f"{what} {why}: {instead}") from error
+
+
+def reason(error: Exception) -> str:
+    """What a library says, on one line; numpy's further lines recommend what is unsafe."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def files_digest(root: Path, files: Iterable[Path]) -> str:
-    """A hash of the files' contents and of their paths under root.
+    """A hash of the files' contents and paths under root, computed once while they stay the same.
 
-    Computed once while no file is written or replaced: times of change and inodes cannot be set.
+    Raises OSError where one is not there or no regular file.
     """
     files = sorted(files)
-    if odd := next((file for file in files if not file.is_file()), None):
-        raise FileNotFoundError(f"{odd} is missing, or no ordinary file")
-    states = ((file, file.stat()) for file in files)
-    listing = "\n".join(
-        f"{file} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for file, s in states
-    )
-    known = cache_folder() / "digests" / hashlib.sha256(os.fsencode(listing)).hexdigest()[:32]
-    if known.exists() and re.fullmatch(rb"[0-9a-f]{16}", content := known.read_bytes()):
-        return content.decode()
+    listing = "\n".join(map(_state, files)).encode(errors="surrogateescape")
+    known = cache_folder() / "digests" / hashlib.sha256(listing).hexdigest()[:32]
+    if recorded := _recorded(known):
+        return recorded
     digest = hashlib.sha256()
     for file in files:
-        digest.update(os.fsencode(file.relative_to(root)))
+        digest.update(str(file.relative_to(root)).encode(errors="surrogateescape"))
         with file.open("rb") as content:
             digest.update(hashlib.file_digest(content, "sha256").digest())
     write_atomically(known, digest.hexdigest()[:16].encode())
-    return known.read_text()
+    return digest.hexdigest()[:16]
+
+
+def _state(file: Path) -> str:
+    """What changes when a file is written or replaced; ctime does, whatever mtime it is given."""
+    state = file.stat()
+    if not stat.S_ISREG(state.st_mode):
+        raise FileNotFoundError(f"{file} is no regular file")
+    return f"{file} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns} {state.st_ino}"
+
+
+def _recorded(record: Path) -> str | None:
+    """The hash that was written down; None if there is none, or something else in its place."""
+    content = record.read_bytes() if record.is_file() else b""
+    return content.decode() if re.fullmatch(rb"[0-9a-f]{16}", content) else None
 
 
 def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
     """The part of the data set `name` that `decode` makes, {"image": ..., task: ...}: from the cache if it was decoded before.
 
-    digest: of the files. The cache goes by that of the loader's code, too.
+    digest: of the files. The cache goes by that of the loader's code, too; its own is kept beside.
     """
     here = Path(__file__).parent
     code = source_digest(here / module for module in (f"{name}.py", "_reading.py", "_mtan.py", "../tasks.py"))
     cache = cache_folder() / f"{name}-{part}-{digest}-{code}.safetensors"
-    written = cache.with_suffix(".checksum")
-    if not cache.exists() or not written.exists() or written.read_bytes() != _checksum(cache):
-        # Not decoded yet, or damaged. Two runs may decode at once: the last rename wins, all are equal.
-        write_atomically(cache, save(decode()))
-        write_atomically(written, _checksum(cache))
-        for older in cache.parent.glob(f"{name}-{part}-{digest}-*"):
-            if older not in (cache, written):
+    record = cache_folder() / "digests" / cache.name
+    if not cache.is_file() or files_digest(cache.parent, [cache]) != _recorded(record):
+        write_atomically(cache, save(decode()))  # two runs may decode at once; the last rename wins, all are equal
+        write_atomically(record, files_digest(cache.parent, [cache]).encode())
+        for older in cache.parent.glob(f"{name}-{part}-{digest}-*.safetensors"):
+            if older != cache:
                 older.unlink(missing_ok=True)
     tensors = load_file(cache)
     return Split(tensors.pop("image"), tensors)
 
 
-def _checksum(file: Path) -> bytes:
-    """CRC-32: it is looked at as each run begins, and finds damage, not malice."""
-    value = 0
-    with file.open("rb") as content:
-        while block := content.read(2**24):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}".encode()
-
-
 def stacked(samples: Generator[Sample, None, None], files: Sequence[str], what: str) -> dict[str, torch.Tensor]:
-    """Samples of equal size as tensors in the common form (see `mtprune_utils.data`).
+    """Samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one.
 
-    They are filled in one by one. files: where each sample's image lies, for messages. Raises
-    ValueError if there is none, one of another size, or a target without a single valid pixel.
+    files: where each sample's image lies, for messages. Raises ValueError if there is none, one of
+    another size, one twice, or a modality that is valid in no pixel of any.
     """
     if not files:
         raise ValueError(f"{what}: the split is empty, expected at least one sample")
     tensors: dict[str, torch.Tensor] = {}
+    seen: dict[bytes, int] = {}
+    valid: dict[str, bool] = {}
     with contextlib.closing(samples):  # its threads end here, whatever is wrong with a sample
         for i, sample in enumerate(samples):
+            content = hashlib.sha256()
             for name, array in sample.items():
-                planes = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
+                array = np.moveaxis(array, -1, 0) if array.ndim == 3 else array
+                planes = torch.from_numpy(np.ascontiguousarray(array))
                 if name not in tensors:
                     tensors[name] = torch.empty((len(files), *planes.shape), dtype=planes.dtype)
                 if planes.shape != tensors[name].shape[1:]:
                     size, first = (" x ".join(map(str, shape[-2:])) for shape in (planes.shape, tensors[name].shape))
                     raise ValueError(f"{files[i]} is {size}: expected {first}, as {files[0]}")
                 tensors[name][i] = planes
-    for name, tensor in tensors.items():
-        if name != "image" and not (tensor != (IGNORE if name == "segmentation" else 0)).any():
-            raise ValueError(f"{what}: no pixel of any sample has valid {name}, from {files[0]} on")
+                content.update(planes.numpy())
+                valid[name] = valid.get(name) or not np.isin(array, INVALID.get(name, 0)).all()
+            if (first := seen.setdefault(content.digest(), i)) != i:
+                raise ValueError(f"{files[i]} is the same as {files[first]}: expected it once")
+    if missing := [name for name in tensors if not valid[name]]:
+        raise ValueError(f"{what}: no pixel of {len(seen)} samples has a valid {missing[0]}")
     return tensors
 
 
@@ -149,48 +148,105 @@ def in_order(read: Callable[[int], Sample], count: int) -> Generator[Sample, Non
             yield from pool.map(read, range(start, min(start + 64, count)))
 
 
-# --- one modality of one sample ---
+# --- one reader for each format, which takes no more memory than an image may ---
 
 def read_array(file: Path, what: str) -> np.ndarray:
     """A .npy file. Raises FileNotFoundError or ValueError in one line."""
     def read() -> np.ndarray:
-        with file.open("rb") as content:
-            if content.read(6) != b"\x93NUMPY":
-                raise ValueError("it is no .npy file")
-        with _HEADERS:
-            mapped = np.load(file, mmap_mode="r", allow_pickle=False)
-        if mapped.dtype.kind not in "uif" or not 0 < mapped.nbytes <= MOST_BYTES:
-            raise ValueError(f"it holds {mapped.dtype} of shape {mapped.shape}")
-        return np.array(mapped)
+        with _HEADERS:  # np.load would take whatever is no .npy for a pickle
+            return np.lib.format.open_memmap(file, mode="r")
+
+    return _read(file, f"{what} in a .npy file", read)
+
+
+def read_image(file: Path, what: str) -> np.ndarray:
+    """A picture file, as it is stored. Raises FileNotFoundError or ValueError in one line."""
+    return _read(file, what, lambda: opened_image(file))
+
+
+def opened_image(source: Path | BinaryIO) -> np.ndarray:
+    """A PNG's or JPEG's pixels. Other formats may start programs; Pillow itself refuses bombs."""
+    from PIL import Image  # only to decode
+
+    with Image.open(source, formats=("PNG", "JPEG")) as image:
+        return np.asarray(image)
+
+
+def read_gzip(file: Path, what: str) -> np.ndarray:
+    """The bytes that a gzip file holds. Raises FileNotFoundError or ValueError in one line."""
+    def read() -> np.ndarray:
+        with gzip.open(file) as content:
+            return np.frombuffer(content.read(3 * MAX_PIXELS + 1), np.uint8)
 
     return _read(file, what, read)
 
 
-def read_image(file: Path, what: str) -> np.ndarray:
-    """A PNG or JPEG file, as it is stored."""
-    return _read(file, what, lambda: decoded_image(file))
-
-
-def decoded_image(file) -> np.ndarray:
-    """A PNG or JPEG, from a path or an open file: no other decoder is started, whatever it is called."""
-    from PIL import Image  # only to decode
-
-    with Image.open(file, formats=("PNG", "JPEG")) as image:
-        if image.width * image.height * 12 > MOST_BYTES:
-            raise ValueError(f"it has {image.width} x {image.height} pixels")
-        return np.asarray(image)
-
-
 def _read(file: Path, what: str, read: Callable[[], np.ndarray]) -> np.ndarray:
-    if not file.is_file():
+    if not file.exists():
         raise FileNotFoundError(f"{file} is missing: expected {what}")
     try:
-        return read()
-    except Exception as error:  # whatever a decoder says of broken bytes, in its first line
-        reason = (str(error).splitlines() or [type(error).__name__])[0].split("loaded unsafely")[0]
-        raise ValueError(
-            f"{file} cannot be read ({reason[:200]}): expected {what}; fetch it again"
-        ) from error
+        array = read()
+        if array.size > 3 * MAX_PIXELS:
+            raise ValueError(f"it holds {array.size} numbers or more")
+        return np.array(array)
+    except Exception as error:  # whatever a decoder says of broken bytes
+        why = f"cannot be read ({reason(error)})"
+        raise ValueError(f"{file} {why}: expected {what}; fetch it again") from error
+
+
+def parquet_names(file: Path, columns: Sequence[str]) -> list[str]:
+    """What the rows of a Parquet file go by in messages. Raises ValueError in one line."""
+    with _parquet(file, columns) as table:
+        return [f"row {i} of {file}" for i in range(table.metadata.num_rows)]
+
+
+def parquet_rows(file: Path, columns: Sequence[str]) -> Iterator[dict]:
+    """The rows, {column: pyarrow scalar}. Raises ValueError in one line."""
+    with _parquet(file, columns) as table:
+        for batch in table.iter_batches(8, columns=columns):
+            for i in range(len(batch)):
+                yield {name: batch[name][i] for name in columns}
+
+
+@contextlib.contextmanager
+def _parquet(file: Path, columns: Sequence[str]) -> Iterator:
+    """An open Parquet file that has these columns, and no larger cells than images need."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        with file.open("rb") as content, pyarrow.parquet.ParquetFile(content) as table:
+            if missing := sorted(set(columns) - set(table.schema_arrow.names)):
+                raise ValueError(f"{file} has no {missing[0]}: expected {', '.join(columns)}")
+            for group in table.metadata.to_dict()["row_groups"]:
+                most = max(column["num_values"] for column in group["columns"])
+                if most > 3 * MAX_PIXELS * group["num_rows"]:
+                    raise ValueError(f"{file} has {most} numbers in {group['num_rows']} rows")
+            yield table
+    except (pyarrow.ArrowException, OSError) as error:
+        why = f"is not a readable Parquet file ({reason(error)})"
+        raise ValueError(f"{file} {why}: fetch it again") from error
+
+
+# --- what one sample holds ---
+
+def checked(
+    arrays: Sample, files: dict[str, Path], classes: int, most=MAX_DEPTH, exact=True
+) -> Sample:
+    """A sample in the common form, from its arrays as they were read; ValueError names the file.
+
+    most, exact: see `checked_depth` and `checked_normals`.
+    """
+    image, labels = arrays["image"], arrays["segmentation"]
+    size = image.shape[:2]
+    sample = {
+        "image": checked_image(image, files["image"]),
+        "segmentation": checked_labels(labels, classes, size, files["segmentation"]),
+        "depth": checked_depth(arrays["depth"], size, files["depth"], most),
+    }
+    if "normals" in arrays:
+        sample["normals"] = checked_normals(arrays["normals"], size, files["normals"], exact)
+    return sample
 
 
 def checked_image(image: np.ndarray, file: Path) -> np.ndarray:
@@ -204,69 +260,58 @@ def checked_image(image: np.ndarray, file: Path) -> np.ndarray:
     return np.round(image * 255).astype(np.uint8)
 
 
-def checked_labels(labels: np.ndarray, classes: int, size: tuple[int, int], file: Path) -> np.ndarray:
+def checked_labels(labels: np.ndarray, classes: int, size: Size, file: Path) -> np.ndarray:
     """(H, W) uint8, with what is unlabelled (255 or -1) as 255."""
-    labels = _plane(labels)
-    _check_size(labels, size, file)
-    whole = np.where(np.isfinite(labels), labels, 0.5).astype(np.int64)
-    if not np.array_equal(whole, labels):
+    labels = _plane(labels, size, file)
+    if not np.array_equal(np.floor(labels), labels):
         raise ValueError(f"{file} has labels that are no whole numbers: expected 0 to {classes - 1}, 255 or -1")
-    unknown = (whole == -1) | (whole == IGNORE)
-    if whole[~unknown].size and not 0 <= whole[~unknown].min() <= whole[~unknown].max() < classes:
-        wrong = next(value for value in np.unique(whole[~unknown]) if not 0 <= value < classes)
-        raise ValueError(f"{file} has label {wrong}: expected 0 to {classes - 1}, 255 or -1")
-    return np.where(unknown, IGNORE, whole).astype(np.uint8)
+    unknown = (labels == -1) | (labels == IGNORE)
+    if (wrong := labels[~unknown & ((labels < 0) | (labels >= classes))]).size:
+        raise ValueError(f"{file} has label {wrong[0]:g}: expected 0 to {classes - 1}, 255 or -1")
+    return np.where(unknown, IGNORE, labels).astype(np.uint8)
 
 
-def checked_depth(
-    depth: np.ndarray, size: tuple[int, int], file: Path, unit: str = "metres"
-) -> np.ndarray:
-    """(H, W, 1) float32, with what has no reading (0, not finite) as 0.
+def checked_depth(depth: np.ndarray, size: Size, file: Path, most=MAX_DEPTH) -> np.ndarray:
+    """(H, W, 1) float32, with what has no reading (0, -1, not finite) as 0.
 
-    unit: "metres", or "inverse depth" as MTAN scales it. Raises ValueError for what cannot be that.
+    most: what the layout can hold.
     """
-    depth = _plane(depth)
-    _check_size(depth, size, file)
-    most = MAX_METRES if unit == "metres" else MAX_DISPARITY
-    largest = np.max(depth, where=np.isfinite(depth), initial=0)
-    if depth.dtype.kind != "f" or largest > most:
-        raise ValueError(
-            f"{file} has depth as {depth.dtype} up to {largest:g}: expected {unit} as floats, at most "
-            f"{most:g} (millimetres, bytes and raw disparities have to be converted)"
-        )
+    depth = _plane(depth, size, file)
+    readings = depth[np.isfinite(depth)]
+    if depth.dtype.kind != "f" or ((readings < -1) | (readings > most)).any():
+        what = "depth in metres" if most == MAX_DEPTH else "inverse depth"
+        raise ValueError(f"{file} holds {_range(depth)}: expected {what}, floats up to {most:g}")
     return np.where(np.isfinite(depth) & (depth > MIN_DEPTH), depth, 0).astype(np.float32)[..., None]
 
 
-def checked_normals(
-    normals: np.ndarray, size: tuple[int, int], file: Path, unit: bool = True
-) -> np.ndarray:
-    """(H, W, 3) float16 unit vectors; invalid are those far from unit length, or not finite.
+def checked_normals(normals: np.ndarray, size: Size, file: Path, exact=True) -> np.ndarray:
+    """(H, W, 3) float16 unit vectors; invalid are vectors with a NaN, or far from unit length.
 
-    unit: refuse a file most of whose vectors are not of unit length. (White and grey pixels of
-    decoded PNGs are not.)
+    exact: most of the others have unit length, which (n + 1) / 2 has not. Vectors that come from
+    bytes need not: white and grey pixels are no normals.
     """
     if normals.ndim != 3 or normals.shape[2] != 3:
         raise ValueError(f"{file} has shape {normals.shape}: expected normals (H, W, 3)")
-    _check_size(normals[..., 0], size, file)
-    if normals.dtype.kind != "f":
-        raise ValueError(f"{file} has normals as {normals.dtype}: expected unit vectors as floats")
-    normals = normals.astype(np.float32)
-    normals = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0)
-    length = np.linalg.norm(normals, axis=-1, keepdims=True)
-    if unit and ((length > 0.1) & (np.abs(length - 1) > 0.1)).sum() > (length > 0.1).sum() / 2:
-        raise ValueError(
-            f"{file} has normals that are not of unit length: expected components from -1 to 1 "
-            "(normals stored from 0 to 1, or as bytes, have to be decoded)"
-        )
-    valid = np.abs(length - 1) < 0.5
-    return np.where(valid, normals / np.where(valid, length, 1), 0).astype(np.float16)
+    _plane(normals[..., 0], size, file)
+    vectors = np.where(np.isfinite(normals).all(-1, keepdims=True), normals, 0)
+    vectors = vectors.astype(np.float64).clip(-2, 2).astype(np.float32)  # 2 is refused
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    valid, unit = (np.abs(length - 1) < distance for distance in (0.5, 0.05))
+    inexact = exact and 2 * unit.sum() < valid.sum()
+    if normals.dtype.kind != "f" or np.abs(vectors).max() == 2 or inexact:
+        raise ValueError(f"{file} holds {_range(normals)}: expected normals, float unit vectors")
+    return np.where(valid, vectors / np.where(valid, length, 1), 0).astype(np.float16)
 
 
-def _plane(array: np.ndarray) -> np.ndarray:
-    """(H, W) of (H, W, 1)."""
-    return array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+def _range(array: np.ndarray) -> str:
+    return f"{array.dtype} from {np.nanmin(array):g} to {np.nanmax(array):g}"
 
 
-def _check_size(array: np.ndarray, size: tuple[int, int], file: Path) -> None:
-    if array.shape != size:
+def _plane(array: np.ndarray, size: Size, file: Path) -> np.ndarray:
+    """Real numbers (H, W), from that or (H, W, 1). Raises ValueError for anything else."""
+    plane = array[..., 0] if array.shape[2:] == (1,) else array
+    if plane.shape != size:
         raise ValueError(f"{file} is {' x '.join(map(str, array.shape))}: expected {size[0]} x {size[1]}, as its image")
+    if plane.dtype.kind not in "iuf":
+        raise ValueError(f"{file} holds {plane.dtype}: expected numbers")
+    return plane

@@ -9,6 +9,7 @@ from mtprune_utils import tasks as task_set
 from mtprune_utils.data import Source, _mtan, _reading
 from mtprune_utils.tasks import Task
 
+MAX_DISPARITY = 1.0  # 0.49 occurs; 1 is what the 16 bits hold that Cityscapes stores it in
 CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
 
@@ -27,7 +28,10 @@ def load(root: str = "") -> Source:
     labels = "label_7" if (folder / "train" / "label_7").is_dir() else "label"
     train, test = (
         _reading.decoded(
-            "cityscapes", split, content, lambda split=split: _mtan.mtan_split(folder, split, len(CLASSES), labels, normals=False)
+            "cityscapes", split, content,
+            lambda split=split: _mtan.mtan_split(
+                folder, split, len(CLASSES), labels, normals=False, most_depth=MAX_DISPARITY
+            ),
         )
         for split in ("train", "val")
     )
@@ -35,9 +39,6 @@ def load(root: str = "") -> Source:
 
 
 def _folder(root: str) -> Path:
-    folder = _reading.folder_of(root)
-    if not root or not _mtan.is_mtan(folder):
-        raise FileNotFoundError(
-            f"{folder} holds no Cityscapes: set root to its folder, expected train/image/0.npy (MTAN)"
-        )
-    return folder
+    if not root or not _mtan.is_mtan(Path(root)):
+        raise FileNotFoundError(f"{Path(root)} holds no Cityscapes: set root to its folder, expected train/image/0.npy (MTAN)")
+    return Path(root)

@@ -6,8 +6,8 @@ image p(i), p a fixed permutation. `root` is where torchvision's FashionMNIST li
 .gz files, such as Debian's package `dataset-fashion-mnist` installs; without one, that package's or a download is taken.
 """
 
-import gzip
-import tempfile
+import math
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,7 @@ from mtprune_utils.tasks import Task
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-CANVAS, GARMENT = 36, 28
-MOST_BYTES = 60_000 * GARMENT**2 + 16  # of an unpacked file: the training images and a header
+CANVAS, GARMENT = 36, 28  # pixels
 
 
 def tasks(root: str = "") -> dict[str, Task]:
@@ -46,7 +45,7 @@ def load(root: str = "") -> Source:
 
 def _folder(root: str) -> Path:
     """Where the four files lie: in root; without one, in the cache or where Debian has them, else torchvision fetches them."""
-    place = _reading.folder_of(root) if root else _reading.cache_folder()
+    place = Path(root) if root else _reading.cache_folder()
     for folder in (place, place / "FashionMNIST" / "raw", *([] if root else [DEBIAN])):
         if all((folder / name).exists() for name in FILES):
             return folder
@@ -63,24 +62,11 @@ def _folder(root: str) -> Path:
 
 
 def _pairs(folder: Path, train: bool) -> dict[str, torch.Tensor]:
-    from torchvision.datasets import FashionMNIST
-
-    with tempfile.TemporaryDirectory() as scratch:  # unpacked as torchvision reads them, whoever has packed them
-        raw = Path(scratch, "FashionMNIST", "raw")
-        raw.mkdir(parents=True)
-        try:
-            for name in FILES:
-                with gzip.open(folder / name) as packed:
-                    content = packed.read(MOST_BYTES + 1)
-                if len(content) > MOST_BYTES:
-                    raise ValueError(f"more than {MOST_BYTES} bytes come out of it")
-                (raw / name).with_suffix("").write_bytes(content)
-            garments = FashionMNIST(scratch, train=train)
-        except Exception as error:  # gzip's and torchvision's for broken bytes
-            raise ValueError(f"{folder / name} cannot be read ({error}): expected FashionMNIST's; fetch it again") from error
-    images, labels = garments.data.numpy(), garments.targets.numpy().astype(np.uint8)
-    if images.shape[1:] != (GARMENT, GARMENT) or len(images) != len(labels) or labels.max() >= len(CLASSES):
-        raise ValueError(f"{folder} holds {images.shape} images and {labels.shape} labels: expected FashionMNIST's")
+    image_file, label_file = (folder / name for name in (FILES[:2] if train else FILES[2:]))
+    images, labels = _idx(image_file, (GARMENT, GARMENT)), _idx(label_file, ())
+    if len(images) != len(labels) or labels.max() >= len(CLASSES):
+        found = f"{len(labels)} labels up to {labels.max()}"
+        raise ValueError(f"{label_file} has {found}: expected {len(images)} from 0 to 9")
     other = np.random.default_rng(0).permutation(len(images))
     canvas = np.zeros((len(images), CANVAS, CANVAS), np.uint8)
     canvas[:, :GARMENT, :GARMENT] = images
@@ -90,3 +76,14 @@ def _pairs(folder: Path, train: bool) -> dict[str, torch.Tensor]:
         "image": torch.from_numpy(canvas)[:, None].expand(-1, 3, -1, -1).contiguous(),
         "upper_left": torch.from_numpy(labels), "lower_right": torch.from_numpy(labels[other]),
     }
+
+
+def _idx(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """A packed IDX file of bytes, (N, *shape). Raises ValueError in one line for anything else."""
+    content, start = _reading.read_gzip(file, "FashionMNIST's"), 8 + 4 * len(shape)
+    sizes = (max(0, len(content) - start) // math.prod(shape), *shape)
+    header = struct.pack(f">HBB{len(sizes)}i", 0, 8, len(sizes), *sizes)  # 8: unsigned bytes
+    whole = len(content) == start + math.prod(sizes) > start
+    if not whole or content[:start].tobytes() != header:
+        raise ValueError(f"{file} holds no IDX of {sizes} bytes: expected FashionMNIST's")
+    return content[start:].reshape(sizes)

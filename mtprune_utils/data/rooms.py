@@ -40,8 +40,7 @@ def digest(root: str = "") -> str:
 
 
 def _files(root: str) -> list[Path]:
-    folder = _reading.folder_of(root) if root else FOLDER
-    files = [folder / f"{split}.parquet" for split in ("train", "test")]
+    files = [(Path(root) if root else FOLDER) / f"{split}.parquet" for split in ("train", "test")]
     for file in files:
         if not file.exists():
             raise FileNotFoundError(
@@ -52,34 +51,25 @@ def _files(root: str) -> list[Path]:
 
 def _decode(file: Path) -> dict[str, torch.Tensor]:
     """Parquet with encoded images to tensors in the common form (mtprune_utils.data)."""
-    import pyarrow.parquet
+    samples = (_sample(row, file) for row in _reading.parquet_rows(file, ENCODED))
+    return _reading.stacked(samples, _reading.parquet_names(file, ENCODED), str(file))
 
+
+def _sample(row: dict, file: Path) -> _reading.Sample:
     try:
-        columns = pyarrow.parquet.read_table(file).to_pydict()
-        samples = [
-            decode({name: cell["bytes"] for name, cell in zip(ENCODED, row)})
-            for row in zip(*(columns[name] for name in ENCODED), strict=True)
-        ]
-        for sample in samples:
-            size = sample["image"].shape[:2]
-            _reading.checked_labels(sample["segmentation"], len(CLASSES), size, file)
-        if len({tuple(array.shape for array in sample.values()) for sample in samples}) != 1:
-            raise ValueError("it has no rows, or images of several sizes")
-    except Exception as error:  # pyarrow's, the image decoder's, a column that is missing
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{file} is no Parquet file of rooms ({reason[:200]}): fetch it again") from error
-    image, segmentation, depth, normals = (torch.from_numpy(np.stack([s[name] for s in samples])) for name in ENCODED)
-    return {
-        "image": image.permute(0, 3, 1, 2).contiguous(),
-        "segmentation": segmentation,
-        "depth": depth.unsqueeze(1),
-        "normals": normals.permute(0, 3, 1, 2).half().contiguous(),
-    }
+        arrays = decode({name: cell.as_py()["bytes"] for name, cell in row.items()})
+    except Exception as error:  # whatever a decoder says of broken bytes
+        why = f"has a row that cannot be read ({_reading.reason(error)})"
+        raise ValueError(f"{file} {why}: fetch it again") from error
+    sample = _reading.checked(arrays, dict.fromkeys(arrays, file), len(CLASSES))
+    return sample | {"normals": arrays["normals"].astype(np.float16)}  # have their length by now
 
 
 def decode(files: dict[str, bytes]) -> dict[str, np.ndarray]:
     """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `_render_rooms.encode`."""
-    arrays = {name: _reading.decoded_image(io.BytesIO(content)) for name, content in files.items()}
+    arrays = {name: _reading.opened_image(io.BytesIO(content)) for name, content in files.items()}
+    if arrays["depth"].dtype != np.uint16:
+        raise ValueError(f"depth is {arrays['depth'].dtype}, expected millimetres in 16 bits")
     invalid = (arrays["normals"] == 255).all(-1, keepdims=True)
     normals = arrays["normals"] / np.float32(127.5) - 1
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
