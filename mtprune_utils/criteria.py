@@ -132,7 +132,7 @@ class Scores:
     def mean(self) -> list[Tensor]:
         """One (filters,) tensor per layer.
 
-        Raises RuntimeError if no minibatch was scored, ValueError if a score is not finite.
+        Raises RuntimeError if no minibatch was scored, ValueError if a score is NaN.
         """
         name = self.criterion.name
         if self.criterion.needs == "weights":
@@ -141,8 +141,8 @@ class Scores:
             means = [total / self.batches for total in self.sums]
         else:
             raise RuntimeError(f"{name} scores minibatches, and has seen none: train before choosing")
-        if not torch.cat(means).isfinite().all():
-            raise ValueError(f"the criterion {name} gave a score that is NaN or infinite")
+        if torch.cat(means).isnan().any():
+            raise ValueError(f"the criterion {name} gave a score that is NaN: has the loss diverged?")
         return means
 
     def state(self) -> dict:

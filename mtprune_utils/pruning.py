@@ -47,7 +47,7 @@ def select_filters(scores: list[Tensor], budget: int, floor: int, multiple: int 
     scores: one (filters,) tensor per layer. multiple: kept widths are rounded up to a multiple of this, and the next lowest
     go in place of the filters that this gives back; up to multiple - 1 more than the budget may go. Returns the sorted
     indices to remove, one int64 tensor per layer. Ties break by (score, layer, filter). Raises ValueError if there are fewer
-    than `budget` to remove, the budget is no whole number from 0, or a score is not finite.
+    than `budget` to remove, the budget is no whole number from 0, or a score is NaN.
     """
     if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
         raise ValueError(f"the budget is a number of filters, a whole number from 0, got {budget!r}")
@@ -56,8 +56,8 @@ def select_filters(scores: list[Tensor], budget: int, floor: int, multiple: int 
     if budget > available:
         raise ValueError(f"asked to remove {budget} filters, but only {available} are above the floor of {floor} per layer")
     flat = torch.cat(scores).cpu()  # one transfer
-    if not flat.isfinite().all():
-        raise ValueError("a score is NaN or infinite: the loss diverged; lower the learning rate")
+    if flat.isnan().any():
+        raise ValueError("a score is NaN: the loss diverged; lower the learning rate")
     ranks = [score.argsort(stable=True).argsort() for score in flat.split(widths)]
     # A filter may go only if enough better ones of its layer stay.
     may_go = torch.cat([rank < width - floor for rank, width in zip(ranks, widths)])
