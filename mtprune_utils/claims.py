@@ -636,5 +636,5 @@ def judge(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
     table = premise(evidence)
     judged = comparisons(evidence, table["saved"])
     rows = [savings(table), *(claim.row() for claim in judged)]
-    cells = [table for table in (claim.cells() for claim in judged) if len(table)]
-    return pd.DataFrame(rows).reindex(columns=COLUMNS), pd.concat(cells, ignore_index=True)
+    cells = pd.concat([claim.cells() for claim in judged], ignore_index=True)
+    return pd.DataFrame(rows).reindex(columns=COLUMNS), cells

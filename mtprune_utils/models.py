@@ -61,13 +61,6 @@ class Architecture:
     def filters(self) -> int:
         return sum(self.widths)
 
-    def to_json(self) -> str:
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "Architecture":
-        return cls(**json.loads(text))
-
 
 @dataclass(frozen=True)
 class Interface:
@@ -307,10 +300,11 @@ def model_bytes(model: MultiTaskNet, trained: MultiTaskNet | None = None) -> byt
     tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     for name, tensor in trained.named_buffers() if trained else ():
         tensors[TRAINING + name] = tensor.clone()
-    metadata = {"architecture": model.architecture.to_json()}
+    record = asdict(model.architecture)
     if model.interface:
-        metadata["interface"] = json.dumps(asdict(model.interface))
-    return save(tensors, metadata=metadata)
+        record["interface"] = asdict(model.interface)
+    # One entry: safetensors writes several in any order, and equal networks are equal files.
+    return save(tensors, metadata={"architecture": json.dumps(record)})
 
 
 def load_model(path: Path | str, to_train: bool = False) -> MultiTaskNet:
@@ -321,8 +315,9 @@ def load_model(path: Path | str, to_train: bool = False) -> MultiTaskNet:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            architecture = Architecture.from_json(metadata["architecture"])
+            record = json.loads(file.metadata()["architecture"])
+            interface = record.pop("interface", None)
+            architecture = Architecture(**record)
             if not architecture.tasks:
                 raise ValueError("it has no task")
             state = {name: file.get_tensor(name) for name in file.keys()}
@@ -332,8 +327,8 @@ def load_model(path: Path | str, to_train: bool = False) -> MultiTaskNet:
         for part in (state, left):
             _check_tensors(part, model.state_dict())
         model.load_state_dict(state | left if to_train else state, assign=True)
-        if "interface" in metadata:
-            model.interface = Interface(**json.loads(metadata["interface"]))
+        if interface is not None:
+            model.interface = Interface(**interface)
     except OSError:  # it is not there, or cannot be read: the error says so
         raise
     except Exception as error:  # safetensors, json, key, shape errors: one line, with the file's name

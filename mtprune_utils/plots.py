@@ -144,6 +144,32 @@ def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure
     return figure
 
 
+UNITS = {
+    "labels": "class", "image": "class", "depth": "metres", "inverse depth": "1 / distance",
+    "normals": "unit vector (x, y, z)",
+}
+
+
+def target_ranges(dataset: Dataset, images: int = 200) -> pd.DataFrame:
+    """What the targets of each split's first images hold: unit, smallest and largest, valid share.
+
+    For a person to notice what no check can: another unit within its bounds, a shifted class.
+    """
+    rows = []
+    for name in ("train", "validation", "test"):
+        split = getattr(dataset, name)
+        for task in dataset.tasks.values():
+            target = split.targets[task.name][:images].float()
+            valid = task.valid(target)
+            values = target.movedim(1, -1)[valid] if target.dim() == 4 else target[valid]
+            rows.append({
+                "split": name, "target": task.name, "unit": UNITS[task.geometry],
+                "smallest": values.min().item(), "median": values.median().item(),
+                "largest": values.max().item(), "valid": valid.float().mean().item(),
+            })
+    return pd.DataFrame(rows)
+
+
 def show_curve(curve: pd.DataFrame) -> Figure:
     """Training and validation loss of each task over a run's steps; a circle marks the weights that were kept."""
     tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]

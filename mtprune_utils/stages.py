@@ -6,7 +6,6 @@ the same functions for whatever is missing.
 
 import errno
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,7 @@ import torch
 from mtprune_utils import training
 from mtprune_utils.checkpoints import Checkpoints, Interrupted, random_state, set_random_state
 from mtprune_utils.data import Dataset, load_dataset
-from mtprune_utils.files import UNFINISHED, locked, read_json, read_table, write_atomically
+from mtprune_utils.files import UNFINISHED, locked, parse_json, read_json, read_table, write_atomically
 from mtprune_utils.models import (
     Architecture, Interface, MultiTaskNet, build, count_parameters, load_imagenet_backbone, load_model, model_bytes, uniform_widths,
 )
@@ -339,7 +338,6 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # of a progress bar that nobody shows
         import optuna  # only here: the other stages run without it
-    from optuna.storages.journal import JournalFileBackend
     from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -347,9 +345,8 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     spaces = {name: optuna.distributions.FloatDistribution(*getattr(run.profile.tuning, name), log=True)
               for name in ("lr", "weight_decay")}
     journal = run.path("journal.log")
-    _mend(journal, report)
     study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(JournalFileBackend(str(journal))), load_if_exists=True,
+        storage=_storage(journal, report), load_if_exists=True,
         study_name=f"{run.name} {code_digest('tune', run.experiment.data)}",  # trials of other code do not count
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=run.profile.retrain.steps // 2),
     )
@@ -385,32 +382,50 @@ def _tune(run: Run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
     run.write_json("best.json", {**study.best_params, "loss": study.best_value})
 
 
-def _mend(journal: Path, report: Callable[[str], None]) -> None:
-    """Cut Optuna's journal where it can no longer be replayed, and drop the lock of a killed process.
-
-    That is half a line as a kill leaves it, or a line that is damaged, with all that follows.
-    """
+def _storage(journal: Path, report: Callable[[str], None]):
+    """Optuna's storage in the journal, cut where it can no longer be replayed."""
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # the run's own is held here
-    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    _mend(journal, report)
 
-    def replays(count: int) -> bool:
+    def replays(lines: list[bytes]) -> bool:
         with tempfile.NamedTemporaryFile() as file:
-            file.write(b"".join(lines[:count]))
+            file.write(b"".join(lines))
             file.flush()
             try:
-                fine = lines[count - 1].endswith(b"\n") and type(json.loads(lines[count - 1])) is dict
-                return fine and JournalStorage(JournalFileBackend(file.name)) is not None
+                JournalStorage(JournalFileBackend(file.name))
             except Exception:  # whatever Optuna stumbles over: it checks nothing
                 return False
+        return True
 
-    # What comes after a line that cannot be replayed cannot be either.
-    whole = bisect_left(range(1, len(lines) + 1), True, key=lambda count: not replays(count))
-    if whole < len(lines):
-        report(f"{journal.name} is damaged: going on from its first {whole} of {len(lines)} lines")
-        write_atomically(journal, b"".join(lines[:whole]))
+    _cut(journal, replays, report)
+    return JournalStorage(JournalFileBackend(str(journal)))
+
+
+def _mend(journal: Path, report: Callable[[str], None]) -> None:
+    """Drop what a killed process leaves of a journal: its lock, half a line, and what follows damage."""
+    journal.with_name(f"{journal.name}.lock").unlink(missing_ok=True)  # the run's own is held here
+
+    def whole(lines: list[bytes]) -> bool:
+        try:
+            return lines[-1].endswith(b"\n") and type(parse_json(lines[-1])) is dict
+        except ValueError:
+            return False
+
+    _cut(journal, lambda lines: all(whole([line]) for line in lines), report)
+
+
+def _cut(
+    journal: Path, fine: Callable[[list[bytes]], bool], report: Callable[[str], None]
+) -> None:
+    """Keep as many of a journal's first lines as are fine together: with one more, they are not."""
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
+    counts = range(1, len(lines) + 1)
+    kept = bisect_left(counts, True, key=lambda count: not fine(lines[:count]))
+    if kept < len(lines):
+        report(f"{journal.name} is broken off: going on from its first {kept} of {len(lines)} lines")
+        write_atomically(journal, b"".join(lines[:kept]))
 
 
 def _try(run: Run, dataset: Dataset, settings: Optimization | Pruning, trial, checkpoints: Checkpoints) -> float:

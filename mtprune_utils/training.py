@@ -145,10 +145,10 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
     that were made smaller as farther away, and its depths are brought back. Leaves train/eval mode as it was.
     Raises ValueError where there is nothing to measure: no image, or no valid pixel for a task.
     """
-    if not len(split):
-        raise ValueError("there is no image to measure on")
+    for name, task in tasks.items():
+        if not any(task.valid(target).any() for target in split.targets[name].split(64)):
+            raise ValueError(f"no pixel of {len(split)} images has a valid {name}: take more")
     scale = output_scale(profile)
-    valid = {name: False for name in tasks}
     meters = {name: task.meter() for name, task in tasks.items()}
     loss_sums: dict[str, Tensor | float] = dict.fromkeys(tasks, 0.0)
     with evaluation_mode(model):
@@ -158,10 +158,7 @@ def evaluate(model: MultiTaskNet, split: Split, tasks: dict[str, Task], profile:
             for name, loss in task_losses(tasks, outputs, targets).items():
                 loss_sums[name] = loss_sums[name] + loss * len(images)
             for name, meter in meters.items():
-                valid[name] = valid[name] | tasks[name].valid(targets[name]).any()
                 meter.update(tasks[name].output_at(outputs[name], images.shape[-2:]), targets[name])
-    if empty := [name for name, any_ in valid.items() if not any_]:
-        raise ValueError(f"no pixel of these images has a valid target for {', '.join(empty)}")
     return numbers({
         **{f"{name}.{metric}": value for name, meter in meters.items() for metric, value in meter.compute().items()},
         **{f"{name}.loss": total / len(split) for name, total in loss_sums.items()},

@@ -203,7 +203,9 @@ def picture(name, array):
 
 @pytest.mark.parametrize("damage, message", [
     (lambda table: table.drop_columns(["depth"]), "has no depth: expected image, segmentation"),
-    (lambda table: table.set_column(2, "image", pa.array(range(12))), "a row that cannot be read"),
+    (lambda table: table.set_column(
+        table.schema.get_field_index("image"), "image", pa.array(range(12))
+    ), "a row that cannot be read"),
     (lambda table: table.slice(0, 0), "the split is empty"),
     (lambda table: pa.concat_tables([table, table[:1]]), "row 12 of .* is the same as row 0"),
     (cells("normals", lambda cell: None), "a row that cannot be read"),

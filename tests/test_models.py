@@ -132,9 +132,9 @@ def saved(tmp_path, model, architecture={}, interface={}, without=(), **tensors)
     record = asdict(model.architecture) | architecture
     sound = asdict(Interface(32, ("a", "b"), {"depth": 1.0}, ("depth",)))
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
-    metadata = {"architecture": json.dumps(record), "interface": json.dumps(sound | interface)}
+    record |= {"interface": sound | interface}
     path = tmp_path / "model.safetensors"
-    path.write_bytes(save({**state, **tensors}, metadata=metadata))
+    path.write_bytes(save({**state, **tensors}, metadata={"architecture": json.dumps(record)}))
     return path
 
 

@@ -144,7 +144,16 @@ def test_the_claims_follow_from_the_committed_tables(profile, tmp_path):
     tables = results.collect(experiment, figures)
     for file in (figures / profile / "results").iterdir():
         assert file.read_bytes() == (PROJECT / "figures" / profile / "results" / file.name).read_bytes(), "rows of other runs"
-    fresh = claims.verdict_table(claims.all_claims(claims.Evidence(experiment, tables)))
-    committed = pd.read_csv(PROJECT / "figures" / profile / "table1_claims.csv")
-    assert fresh["verdict"].tolist() == committed["verdict"].tolist()
-    pd.testing.assert_frame_equal(fresh[["estimate", "low", "high"]], committed[["estimate", "low", "high"]], check_dtype=False)
+    fresh = claims.judge(claims.Evidence(experiment, tables))
+    for table, name in zip(fresh, ("table1_claims", "table1_cells")):
+        committed = pd.read_csv(PROJECT / "figures" / profile / f"{name}.csv", keep_default_na=False)
+        assert table["claim"].tolist() == committed["claim"].tolist()
+        assert table["outcome"].tolist() == committed["outcome"].tolist()
+    assert fresh[0]["paper"].tolist() == pd.read_csv(
+        PROJECT / "figures" / profile / "table1_claims.csv"
+    )["paper"].tolist()
+    numbers = ["estimate", "low", "high", "tost_low", "tost_high", "p"]
+    committed = pd.read_csv(PROJECT / "figures" / profile / "table1_cells.csv")
+    pd.testing.assert_frame_equal(
+        fresh[1][numbers].astype(float), committed[numbers].astype(float), check_dtype=False
+    )

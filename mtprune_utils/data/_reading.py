@@ -153,7 +153,7 @@ def in_order(read: Callable[[int], Sample], count: int) -> Generator[Sample, Non
 def read_array(file: Path, what: str) -> np.ndarray:
     """A .npy file. Raises FileNotFoundError or ValueError in one line."""
     def read() -> np.ndarray:
-        with _HEADERS:  # np.load would take whatever is no .npy for a pickle
+        with _HEADERS:  # np.load would try to unpack whatever is no .npy
             return np.lib.format.open_memmap(file, mode="r")
 
     return _read(file, f"{what} in a .npy file", read)
