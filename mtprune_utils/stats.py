@@ -135,7 +135,8 @@ def judge_cells(mean, sd, seeds, rule: str, margin: float) -> dict[str, np.ndarr
 
     mean, sd, seeds: (..., cells), of one number per seed. Intervals `low` to `high` are Student's
     at the level at which Holm's method judges the cell together with the others; `tost_low` to
-    `tost_high` is that of two one-sided tests at 5 %, the 90 % interval. `outcome` is, by rule:
+    `tost_high` is that of two one-sided tests at 5 %, the 90 % interval, NaN where the rule does
+    not ask for it. `outcome` is, by rule:
 
     two-sided  (mean: a difference) "equivalent" if TOST's interval lies within the margin; else
                "different" if the Holm interval lies wholly beyond it; else "differ, size open" if
@@ -165,8 +166,10 @@ def judge_cells(mean, sd, seeds, rule: str, margin: float) -> dict[str, np.ndarr
     }[rule]
     otherwise = "not told apart" if rule == "zero" else "inconclusive"
     outcome = np.select(*map(list, zip(*words)), default=otherwise)
+    if rule != "two-sided":
+        tost_low, tost_high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     cells = {"low": low, "high": high, "p": p, "outcome": outcome}
-    return cells | ({"tost_low": tost_low, "tost_high": tost_high} if rule == "two-sided" else {})
+    return cells | {"tost_low": tost_low, "tost_high": tost_high}
 
 
 def judge_all(outcomes: Iterable[str], rule: str) -> str:
