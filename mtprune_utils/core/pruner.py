@@ -1,0 +1,184 @@
+"""The Pruner: structured pruning in anybody's training loop, for any network with a shared trunk."""
+
+import copy
+from bisect import bisect_left
+from collections.abc import Callable
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from mtprune_utils.core import cost, surgery
+from mtprune_utils.core.groups import Group, Untraceable, trace
+from mtprune_utils.core.scoring import TASK_GRADIENTS, Criterion, Scores
+from mtprune_utils.core.selection import RANKINGS, chooser
+from mtprune_utils.core.signals import backward, task_backward
+from mtprune_utils.criteria import get_criterion
+from mtprune_utils.registry import known
+
+SHARES = ("parameters", "macs", "latency")  # what a network can be pruned to a share of
+
+
+class Pruner:
+    """Scores the trunk's filters while a network is trained, and removes them physically.
+
+        pruner = Pruner(model, example_inputs=(images,), trunk=model.encoder, criterion="cosprune")
+        pruner.backward(losses)                         # in place of sum(losses.values()).backward()
+        pruner.prune(filters=100, optimizer=optimizer)  # every so many steps, after optimizer.step()
+
+    model: a network whose outputs have names (a dictionary, sequence or dataclass). example_inputs:
+    a tuple of what it is called with. trunk: the part that is pruned; by default every layer that
+    all outputs depend on. criterion: a name, or a `Criterion`. leave: layers to leave alone.
+    min_filters: what every group keeps at least; round_to: what is kept is a multiple of this.
+    ranking: "global" compares scores of all layers, "layer" takes the same share of each.
+
+    `groups` are what can be pruned, `left_alone` says why the trunk's other layers cannot. Raises
+    ValueError, in one line, where nothing can be pruned.
+    """
+
+    def __init__(
+        self, model: nn.Module, example_inputs: tuple, trunk: nn.Module | str | None = None,
+        criterion: str | Criterion = "taylor", *, leave: tuple[nn.Module | str, ...] = (),
+        min_filters: int = 1, round_to: int = 1, ranking: str = "global", seed: int = 0,
+    ):
+        for name, value in (("min_filters", min_filters), ("round_to", round_to)):
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name} is a whole number from 1, got {value!r}")
+        self.criterion = get_criterion(criterion) if isinstance(criterion, str) else criterion
+        self.ranking = known(ranking, RANKINGS, "ranking")
+        self.model, self.inputs = model, example_inputs
+        self.min_filters, self.round_to = min_filters, round_to
+        self.generator = torch.Generator().manual_seed(seed)
+        groups, self.left_alone = trace(model, example_inputs, trunk, leave)
+        unsound = surgery.unsound(model, groups, example_inputs)
+        self.groups = [group for group in groups if group.root not in unsound]
+        self.left_alone |= unsound
+        if not self.groups:
+            root, reason = next(iter(unsound.items()))
+            raise Untraceable(f"nothing of the trunk can be pruned ({root}: {reason})")
+        self.uses = cost.uses_of_weights(model, example_inputs)
+        self.dense = self.size()
+        self.scores = self._new_scores()
+
+    @property
+    def _shared(self) -> list[nn.Parameter]:
+        """What criteria read of the trunk."""
+        tensors = dict(self.model.named_parameters())
+        made = [m for group in self.groups for m in group.members if m.produces]
+        return [tensors[name] for m in made for name, _ in m.slices if name in tensors]
+
+    def _new_scores(self) -> Scores:
+        return Scores(self.criterion, self.groups, self.model, self.generator)
+
+    def backward(self, losses: dict[str, Tensor]) -> None:
+        """Set `.grad` to the gradient of the losses' sum, and score the filters on the way.
+
+        losses: {task: scalar}. Call it with empty gradients. Raises ValueError, which names the
+        task, for a loss that is no scalar or does not depend on the trunk.
+        """
+        self._check_trainable()
+        if self.criterion.needs == TASK_GRADIENTS:
+            self.scores.update(task_backward(losses, self.model, self._shared))
+        else:
+            backward(losses)
+            self.scores.update()
+
+    def _check_trainable(self) -> None:
+        tensors = dict(self.model.named_parameters())
+        names = {name for g in self.groups for m in g.members for name, _ in m.slices}
+        frozen = [name for name in sorted(names) if name in tensors and not tensors[name].requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
+                f"{frozen[0]} among them: set requires_grad for as long as you prune"
+            )
+
+    def size(self) -> dict[str, int]:
+        """Filters that can be pruned, parameters of the network, multiply-accumulates per sample."""
+        counts = self._cost().without()
+        return {"filters": sum(group.units for group in self.groups), **counts}
+
+    def _cost(self) -> cost.Cost:
+        return cost.Cost(self.model, self.groups, self.uses)
+
+    def widths(self) -> dict[str, int]:
+        """{first layer of a group: its filters}."""
+        return {group.root: group.width for group in self.groups}
+
+    def prune(
+        self, filters: int | None = None, *, parameters: float | None = None,
+        macs: float | None = None, latency: float | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> dict[str, int]:
+        """Remove the filters with the lowest scores; training goes on with the smaller network.
+
+        filters: how many; or parameters, macs, latency: as many as it takes to come down to that
+        share of the network as the Pruner first met it. Give one of them. The optimizer keeps the
+        moments of what is left. Returns the new `size`, and begins new scores. Raises ValueError,
+        before anything is removed, if that cannot be reached.
+        """
+        given = {"parameters": parameters, "macs": macs, "latency": latency}
+        goals = {name: share for name, share in given.items() if share is not None}
+        if len(goals) + (filters is not None) != 1:
+            raise ValueError("say filters, parameters, macs or latency: one of them")
+        choose = chooser(self.scores.mean(), self.min_filters, self.round_to, self.ranking)
+        if goals:
+            (measure, share), = goals.items()
+            chosen = self._down_to(measure, share, choose)
+        else:
+            chosen = choose(filters)
+        self.remove(chosen, optimizer)
+        return self.size()
+
+    def _down_to(self, measure: str, share: float, choose: Callable) -> list[Tensor]:
+        """The fewest filters without which the network is at most that share of what it was."""
+        if not 0 < share < 1:
+            raise ValueError(f"{measure} is a share between 0 and 1, got {share!r}")
+        spare = sum(max(group.units - self.min_filters, 0) for group in self.groups)
+        if measure == "latency":
+            timed = cost.latency_without(self.model, self.groups, self.inputs)
+            if "latency" not in self.dense:
+                self.dense["latency"] = cost.latency(copy.deepcopy(self.model), self.inputs)
+            costs = lambda count: timed(choose(count))  # noqa: E731
+        else:
+            sizes = self._cost()
+            costs = lambda count: sizes.without(choose(count))[measure]  # noqa: E731
+        goal = share * self.dense[measure]
+        counts = range(spare + 1)
+        at = bisect_left(counts, -goal, key=lambda count: -costs(count))
+        if at > spare:
+            least = costs(spare) / self.dense[measure]
+            raise ValueError(
+                f"{measure} cannot come down to {share:g}: with min_filters={self.min_filters} "
+                f"everywhere, {least:.3f} is left"
+            )
+        return choose(at)
+
+    def remove(self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Remove chosen filters: one tensor of distinct indices per group."""
+        self.groups = surgery.remove(self.model, self.groups, chosen, optimizer)
+        self.scores = self._new_scores()
+
+    def table(self) -> pd.DataFrame:
+        """The groups: what goes together, how much of it there is, and its share of the network.
+
+        A group's share is what would go with all of its filters but one.
+        """
+        sizes, rows = self._cost(), []
+        whole = sizes.without()
+        none = [torch.arange(0)] * len(self.groups)
+        for i, group in enumerate(self.groups):
+            alone = [*none[:i], torch.arange(group.units - 1), *none[i + 1:]]
+            less = sizes.without(alone)
+            rows.append({
+                "first layer": group.root, "filters": group.units,
+                "made by": ", ".join(m.name for m in group.producers),
+                "read by": ", ".join(m.name for m in group.members if not m.produces),
+                **{name: 1 - less[name] / whole[name] for name in ("parameters", "macs")},
+            })
+        return pd.DataFrame(rows)
+
+    def __repr__(self) -> str:
+        table = self.table().round({"parameters": 3, "macs": 3})
+        left = [f"left alone: {name}: {reason}" for name, reason in self.left_alone.items()]
+        return "\n".join([table.to_string(index=False, max_colwidth=48), *left])

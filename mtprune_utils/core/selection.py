@@ -1,0 +1,70 @@
+"""Choosing filters by their scores."""
+
+from bisect import bisect_left
+from collections.abc import Callable
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+RANKINGS = ("global", "layer")
+
+
+def select(
+    scores: list[Tensor], budget: int, floor: int, multiple: int = 1, ranking: str = "global"
+) -> list[Tensor]:
+    """The `budget` units with the lowest scores, leaving at least `floor` in every group.
+
+    scores: one (units,) tensor per group; ranking: see `ranked`. multiple: what is kept is rounded
+    up to a multiple of this, and the next lowest go in place of what this gives back; up to
+    multiple - 1 more than the budget may go. Returns the sorted units to remove, one int64 tensor
+    per group. Ties break by (score, group, unit). Raises ValueError if there are fewer than `budget`
+    to remove, the budget is no whole number from 0, or a score is NaN.
+    """
+    return chooser(scores, floor, multiple, ranking)(budget)
+
+
+def chooser(
+    scores: list[Tensor], floor: int, multiple: int = 1, ranking: str = "global"
+) -> Callable[[int], list[Tensor]]:
+    """`select` for any budget, with all sorting done once."""
+    widths = [len(score) for score in scores]
+    flat = torch.cat(scores).cpu()  # one transfer
+    if flat.isnan().any():
+        raise ValueError("a score is NaN: the loss diverged; lower the learning rate")
+    if ranking == "layer":
+        flat = torch.cat([ranks(part) / len(part) for part in flat.split(widths)])
+    available = sum(max(width - floor, 0) for width in widths)
+    rank = [ranks(part) for part in flat.split(widths)]
+    # A unit may go only if enough better ones of its group stay.
+    may_go = torch.cat([r < width - floor for r, width in zip(rank, widths)])
+    order = flat.argsort(stable=True)  # stable: ties stay in (group, unit) order
+    order = order[may_go[order]]
+    group = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))[order]
+    whole = torch.tensor(widths)
+
+    def removed(count: int) -> Tensor:
+        """How many of each group go with the `count` lowest."""
+        left = whole - torch.bincount(group[:count], minlength=len(widths))
+        return (whole - -(-left // multiple) * multiple).clamp(min=0)
+
+    def choose(budget: int) -> list[Tensor]:
+        if isinstance(budget, bool) or not isinstance(budget, Integral) or budget < 0:
+            rule = "the budget is a number of filters, a whole number from 0"
+            raise ValueError(f"{rule}, got {budget!r}")
+        if budget > available:
+            raise ValueError(
+                f"asked to remove {budget} filters, but only {available} are above the floor of "
+                f"{floor} per layer"
+            )
+        counts = range(budget, available + 1)
+        at = bisect_left(counts, budget, key=lambda count: int(removed(count).sum()))
+        numbers = removed(counts[min(at, len(counts) - 1)])
+        return [(r < number).nonzero().flatten() for r, number in zip(rank, numbers)]
+
+    return choose
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """The place of each score among all, from 0; ties in their order."""
+    return scores.argsort(stable=True).argsort()
