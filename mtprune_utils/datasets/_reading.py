@@ -1,7 +1,8 @@
-"""What the loaders of real data share: samples checked and decoded once into a memory-mapped cache, and file hashes.
+"""What the loaders of real data share: checked readers, a memory-mapped cache, file hashes.
 
-A run starts from the cache, so no sample is decoded twice, and a machine that only trains needs no image library. Every
-sample is looked at before any training starts; what is wrong with it is one line that names its file.
+A run starts from the cache, so no sample is decoded twice, and a machine that only trains needs no
+image library. Every sample is looked at before any training starts; what is wrong with it is one
+line that names its file.
 """
 
 import contextlib
@@ -20,14 +21,16 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from mtprune_utils.data import Split
+from mtprune_utils import registry
+from mtprune_utils.core.data import Split
+from mtprune_utils.core.targets import IGNORE, MIN_DEPTH
 from mtprune_utils.files import source_digest, write_atomically
-from mtprune_utils.tasks import IGNORE, MIN_DEPTH
 
 MAX_PIXELS = 2**24  # of one image: eight times Cityscapes' full size. Nothing larger is allocated.
 MAX_DEPTH = 20.0  # metres: twice what a Kinect reads. Millimetres and bytes lie far beyond.
 
-_HEADERS = threading.Lock()  # numpy reads headers by `ast`, which Python 3.11 breaks where two threads do so at once
+# numpy reads headers by `ast`, which Python 3.11 breaks where two threads do so at once.
+_HEADERS = threading.Lock()
 Sample = dict[str, np.ndarray]  # image (H, W, 3) uint8, and one target per task
 Size = tuple[int, int]  # (H, W)
 INVALID = {"segmentation": IGNORE, "image": (0, 1)}  # 0 elsewhere; floats cut to bytes are 0 and 1
@@ -42,7 +45,10 @@ def cache_folder() -> Path:
 
 
 def downloaded(fetch: Callable[[], object], what: str, instead: str):
-    """What `fetch` returns. Raises FileNotFoundError in one line where it fails, or where MTPRUNE_OFFLINE is set."""
+    """What `fetch` returns.
+
+    Raises FileNotFoundError in one line where it fails, or where MTPRUNE_OFFLINE is set.
+    """
     try:
         if os.environ.get("MTPRUNE_OFFLINE"):
             raise ConnectionError("MTPRUNE_OFFLINE is set")
@@ -90,17 +96,20 @@ def _recorded(record: Path) -> str | None:
     return content.decode() if re.fullmatch(rb"[0-9a-f]{16}", content) else None
 
 
-def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]) -> Split:
-    """The part of the data set `name` that `decode` makes, {"image": ..., task: ...}: from the cache if it was decoded before.
+def decoded(
+    name: str, part: str, digest: str, decode: Callable[[], dict[str, torch.Tensor]]
+) -> Split:
+    """The part of the data set `name` that `decode` makes, {"image": ..., task: ...}.
 
-    digest: of the files. The cache goes by that of the loader's code, too; its own is kept beside.
+    From the cache, if it was decoded before. digest: of the files. The cache goes by that of the
+    loader's code, too; its own is kept beside.
     """
-    here = Path(__file__).parent
-    code = source_digest(here / module for module in (f"{name}.py", "_reading.py", "_mtan.py", "../tasks.py"))
+    code = source_digest(registry.sources(f"datasets.{name}", within="datasets"))
     cache = cache_folder() / f"{name}-{part}-{digest}-{code}.safetensors"
     record = cache_folder() / "digests" / cache.name
     if not cache.is_file() or files_digest(cache.parent, [cache]) != _recorded(record):
-        write_atomically(cache, save(decode()))  # two runs may decode at once; the last rename wins, all are equal
+        # Two runs may decode at once; the last rename wins, all are equal.
+        write_atomically(cache, save(decode()))
         write_atomically(record, files_digest(cache.parent, [cache]).encode())
         for older in cache.parent.glob(f"{name}-{part}-{digest}-*.safetensors"):
             if older != cache:
@@ -109,8 +118,10 @@ def decoded(name: str, part: str, digest: str, decode: Callable[[], dict[str, to
     return Split(tensors.pop("image"), tensors)
 
 
-def stacked(samples: Generator[Sample, None, None], files: Sequence[str], what: str) -> dict[str, torch.Tensor]:
-    """Samples of equal size as tensors in the common form (see `mtprune_utils.data`), filled in one by one.
+def stacked(
+    samples: Generator[Sample, None, None], files: Sequence[str], what: str
+) -> dict[str, torch.Tensor]:
+    """Samples of equal size as tensors in the common form (see `core.data`), filled in one by one.
 
     files: where each sample's image lies, for messages. Raises ValueError if there is none, one of
     another size, one twice, or a modality that is valid in no pixel of any.
@@ -129,7 +140,8 @@ def stacked(samples: Generator[Sample, None, None], files: Sequence[str], what: 
                 if name not in tensors:
                     tensors[name] = torch.empty((len(files), *planes.shape), dtype=planes.dtype)
                 if planes.shape != tensors[name].shape[1:]:
-                    size, first = (" x ".join(map(str, shape[-2:])) for shape in (planes.shape, tensors[name].shape))
+                    shapes = planes.shape, tensors[name].shape
+                    size, first = (" x ".join(map(str, shape[-2:])) for shape in shapes)
                     raise ValueError(f"{files[i]} is {size}: expected {first}, as {files[0]}")
                 tensors[name][i] = planes
                 content.update(planes.numpy())
@@ -142,7 +154,10 @@ def stacked(samples: Generator[Sample, None, None], files: Sequence[str], what: 
 
 
 def in_order(read: Callable[[int], Sample], count: int) -> Generator[Sample, None, None]:
-    """read(0), read(1), ... on a few threads (decoders and file reads let go of the interpreter), a few ahead."""
+    """read(0), read(1), ... on a few threads, a few ahead.
+
+    (Decoders and file reads let go of the interpreter.)
+    """
     with ThreadPoolExecutor(4) as pool:
         for start in range(0, count, 64):
             yield from pool.map(read, range(start, min(start + 64, count)))
@@ -255,7 +270,8 @@ def checked_image(image: np.ndarray, file: Path) -> np.ndarray:
         raise ValueError(f"{file} has shape {image.shape}: expected an RGB image (H, W, 3)")
     if image.dtype == np.uint8:
         return image
-    if not (np.issubdtype(image.dtype, np.floating) and np.isfinite(image).all() and image.min() >= 0 and image.max() <= 1):
+    floats = np.issubdtype(image.dtype, np.floating) and np.isfinite(image).all()
+    if not (floats and image.min() >= 0 and image.max() <= 1):
         raise ValueError(f"{file}: expected RGB as uint8, or as floats from 0 to 1")
     return np.round(image * 255).astype(np.uint8)
 
@@ -264,7 +280,8 @@ def checked_labels(labels: np.ndarray, classes: int, size: Size, file: Path) -> 
     """(H, W) uint8, with what is unlabelled (255 or -1) as 255."""
     labels = _plane(labels, size, file)
     if not np.array_equal(np.floor(labels), labels):
-        raise ValueError(f"{file} has labels that are no whole numbers: expected 0 to {classes - 1}, 255 or -1")
+        found = "labels that are no whole numbers"
+        raise ValueError(f"{file} has {found}: expected 0 to {classes - 1}, 255 or -1")
     unknown = (labels == -1) | (labels == IGNORE)
     if (wrong := labels[~unknown & ((labels < 0) | (labels >= classes))]).size:
         raise ValueError(f"{file} has label {wrong[0]:g}: expected 0 to {classes - 1}, 255 or -1")
@@ -281,7 +298,8 @@ def checked_depth(depth: np.ndarray, size: Size, file: Path, most=MAX_DEPTH) -> 
     if depth.dtype.kind != "f" or ((readings < -1) | (readings > most)).any():
         what = "depth in metres" if most == MAX_DEPTH else "inverse depth"
         raise ValueError(f"{file} holds {_range(depth)}: expected {what}, floats up to {most:g}")
-    return np.where(np.isfinite(depth) & (depth > MIN_DEPTH), depth, 0).astype(np.float32)[..., None]
+    there = np.isfinite(depth) & (depth > MIN_DEPTH)
+    return np.where(there, depth, 0).astype(np.float32)[..., None]
 
 
 def checked_normals(normals: np.ndarray, size: Size, file: Path, exact=True) -> np.ndarray:
@@ -311,7 +329,8 @@ def _plane(array: np.ndarray, size: Size, file: Path) -> np.ndarray:
     """Real numbers (H, W), from that or (H, W, 1). Raises ValueError for anything else."""
     plane = array[..., 0] if array.shape[2:] == (1,) else array
     if plane.shape != size:
-        raise ValueError(f"{file} is {' x '.join(map(str, array.shape))}: expected {size[0]} x {size[1]}, as its image")
+        found = " x ".join(map(str, array.shape))
+        raise ValueError(f"{file} is {found}: expected {size[0]} x {size[1]}, as its image")
     if plane.dtype.kind not in "iuf":
         raise ValueError(f"{file} holds {plane.dtype}: expected numbers")
     return plane

@@ -1,20 +1,23 @@
-"""Cityscapes (Cordts et al., CVPR 2016) as MTAN and LibMTL distribute it: 7 classes and inverse depth, 128 x 256.
+"""Cityscapes (Cordts et al., CVPR 2016) as MTAN and LibMTL distribute it.
 
-{train,val}/{image,label or label_7,depth}/{i}.npy. Depth is a disparity, 0 where there is none: it grows with the picture.
+7 classes and inverse depth, 128 x 256: {train,val}/{image,label or label_7,depth}/{i}.npy. Depth is
+a disparity, 0 where there is none: it grows with the picture.
 """
 
 from pathlib import Path
 
-from mtprune_utils import tasks as task_set
-from mtprune_utils.data import Source, _mtan, _reading
-from mtprune_utils.tasks import Task
+from mtprune_utils.core.data import Source
+from mtprune_utils.core.task import Task
+from mtprune_utils.datasets import _mtan, _reading
+from mtprune_utils.tasks.depth import depth
+from mtprune_utils.tasks.segmentation import segmentation
 
 MAX_DISPARITY = 1.0  # 0.49 occurs; 1 is what the 16 bits hold that Cityscapes stores it in
 CLASSES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
 
 
-def tasks(root: str = "") -> dict[str, Task]:
-    return {task.name: task for task in (task_set.segmentation(len(CLASSES)), task_set.depth(inverse=True))}
+def tasks(root: str = "") -> list[Task]:
+    return [segmentation(CLASSES), depth(inverse=True)]
 
 
 def digest(root: str = "") -> str:
@@ -23,7 +26,7 @@ def digest(root: str = "") -> str:
 
 
 def load(root: str = "") -> Source:
-    """Both splits. Raises FileNotFoundError or ValueError in one line that names the file and what was expected."""
+    """Both splits. Raises FileNotFoundError or ValueError in one line that names the file."""
     folder, content = _folder(root), digest(root)
     labels = "label_7" if (folder / "train" / "label_7").is_dir() else "label"
     train, test = (
@@ -35,10 +38,13 @@ def load(root: str = "") -> Source:
         )
         for split in ("train", "val")
     )
-    return Source(CLASSES, train, test)
+    return Source(train, test)
 
 
 def _folder(root: str) -> Path:
     if not root or not _mtan.is_mtan(Path(root)):
-        raise FileNotFoundError(f"{Path(root)} holds no Cityscapes: set root to its folder, expected train/image/0.npy (MTAN)")
+        raise FileNotFoundError(
+            f"{Path(root)} holds no Cityscapes: set root to its folder, expected "
+            "train/image/0.npy (MTAN)"
+        )
     return Path(root)

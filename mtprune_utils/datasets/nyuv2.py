@@ -1,11 +1,13 @@
-"""NYUv2 (Silberman et al., ECCV 2012): segmentation, depth and surface normals, in the three layouts people have.
+"""NYUv2 (Silberman et al., ECCV 2012): segmentation, depth, normals, in the layouts people have.
 
-- AdaShare's, the paper's: `nyu_v2_3task.json`, {split: [[image, segmentation, normal, depth], ...]}, 40 classes, 480 x 640;
+- AdaShare's, the paper's: `nyu_v2_3task.json`, {split: [[image, segmentation, normal, depth], ...]},
+  40 classes, 480 x 640;
 - MTAN's and LibMTL's: {train,val}/{image,label,depth,normal}/{i}.npy, 13 classes, 288 x 384;
 - the Parquet files of the Hugging Face data set `tanganke/nyuv2`, which hold the same as the latter.
 
-`root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is downloaded. Normals of
-the first layout are turned into our axes, in which they agree with the depth; those of the other two are left as they are.
+`root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is
+downloaded. Normals of the first layout are turned into our axes, in which they agree with the
+depth; those of the other two are left as they are.
 """
 
 import re
@@ -15,10 +17,13 @@ from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
-from mtprune_utils import tasks as task_set
-from mtprune_utils.data import Source, _mtan, _reading, plain
+from mtprune_utils.core.data import Source
+from mtprune_utils.core.task import Task
+from mtprune_utils.datasets import _mtan, _reading, plain
 from mtprune_utils.files import read_json
-from mtprune_utils.tasks import Task
+from mtprune_utils.tasks.depth import depth
+from mtprune_utils.tasks.normals import normals
+from mtprune_utils.tasks.segmentation import segmentation
 
 HUGGING_FACE = "tanganke/nyuv2"
 REVISION = "b367b8b53c4dcefbcb4d9310b74976a63cc7f306"  # eight shards of train, six of val
@@ -26,19 +31,20 @@ COLUMNS = ("image", "segmentation", "depth", "normal")  # of the Parquet files
 INDEX = "nyu_v2_3task.json"
 ROW = {"image": "an RGB image", "segmentation": "labels", "normals": "RGB", "depth": "metres"}
 CLASSES_40 = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture", "counter", "blinds",
-    "desk", "shelves", "curtain", "dresser", "pillow", "mirror", "floor mat", "clothes", "ceiling", "books", "refrigerator",
-    "television", "paper", "towel", "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
+    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
+    "picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror",
+    "floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel",
+    "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
     "bathtub", "bag", "other structure", "other furniture", "other prop",
 )
 CLASSES_13 = (
-    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table", "television", "wall", "window",
+    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table",
+    "television", "wall", "window",
 )
 
 
-def tasks(root: str = "") -> dict[str, Task]:
-    classes = _classes(*_layout(root))
-    return {task.name: task for task in (task_set.segmentation(len(classes)), task_set.depth(), task_set.normals())}
+def tasks(root: str = "") -> list[Task]:
+    return [segmentation(_classes(*_layout(root))), depth(), normals()]
 
 
 def digest(root: str = "") -> str:
@@ -47,20 +53,24 @@ def digest(root: str = "") -> str:
 
 
 def load(root: str = "") -> Source:
-    """Both splits. Raises FileNotFoundError or ValueError in one line that names the file and what was expected."""
+    """Both splits. Raises FileNotFoundError or ValueError in one line that names the file."""
     folder, layout = _layout(root)
     content = digest(root)
     read = {"adashare": _adashare, "mtan": _mtan_layout, "parquet": _parquet}[layout]
     train, test = (
-        _reading.decoded("nyuv2", split, content, lambda split=split: read(folder, split)) for split in ("train", "test")
+        _reading.decoded("nyuv2", split, content, lambda split=split: read(folder, split))
+        for split in ("train", "test")
     )
-    return Source(_classes(folder, layout), train, test)
+    return Source(train, test)
 
 
 def _layout(root: str) -> tuple[Path, str]:
     folder = Path(root) if root else _download()
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is no folder: set root to where NYUv2 lies, or to '' to download {HUGGING_FACE}")
+        raise FileNotFoundError(
+            f"{folder} is no folder: set root to where NYUv2 lies, or to '' to download "
+            f"{HUGGING_FACE}"
+        )
     if (folder / INDEX).exists():
         return folder, "adashare"
     if _mtan.is_mtan(folder):
@@ -68,7 +78,8 @@ def _layout(root: str) -> tuple[Path, str]:
     if _shards(folder, "train"):
         return folder, "parquet"
     raise FileNotFoundError(
-        f"{folder} holds no NYUv2: expected {INDEX} (AdaShare), train/image/0.npy (MTAN) or train*.parquet (Hugging Face)"
+        f"{folder} holds no NYUv2: expected {INDEX} (AdaShare), train/image/0.npy (MTAN) or "
+        "train*.parquet (Hugging Face)"
     )
 
 
@@ -104,7 +115,8 @@ def _index(folder: Path) -> dict[str, list[list[str]]]:
     """{"train": rows, "test": rows}; the second split is called test or val."""
     try:
         index = read_json(folder / INDEX)
-        splits = {"train": index["train"], "test": index["test"] if "test" in index else index["val"]}
+        test = index["test"] if "test" in index else index["val"]
+        splits = {"train": index["train"], "test": test}
         if not all(len(row) == 4 for rows in splits.values() for row in rows):
             raise ValueError("a row has not four files")
         splits = {split: [[*map(_inside, row)] for row in rows] for split, rows in splits.items()}
@@ -141,9 +153,8 @@ def _adashare(folder: Path, split: str) -> dict:
         arrays["normals"] = normals
         return _reading.checked(arrays, files, len(CLASSES_40), exact=False)
 
-    return _reading.stacked(
-        _reading.in_order(read, len(rows)), [str(folder / row[0]) for row in rows], f"{folder / INDEX}, {split}"
-    )
+    samples, files = _reading.in_order(read, len(rows)), [str(folder / row[0]) for row in rows]
+    return _reading.stacked(samples, files, f"{folder / INDEX}, {split}")
 
 
 # --- MTAN and Hugging Face ---
@@ -210,4 +221,5 @@ def _nested(cell, name: str, file: Path) -> np.ndarray:
         array = values.to_numpy(zero_copy_only=False).reshape(shape)
         return np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     except (AttributeError, TypeError, ValueError) as error:  # an empty cell, unequal lengths
-        raise ValueError(f"{file} has a row whose {name} is no array of numbers ({error}); fetch it again") from error
+        why = f"has a row whose {name} is no array of numbers ({error})"
+        raise ValueError(f"{file} {why}; fetch it again") from error

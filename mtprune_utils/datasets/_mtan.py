@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Collection
 from pathlib import Path
 
-from mtprune_utils.data import _reading
+from mtprune_utils.datasets import _reading
 
 
 def is_mtan(root: Path) -> bool:
@@ -31,7 +31,8 @@ def mtan_split(
         arrays = {name: _reading.read_array(file, name) for name, file in files.items()}
         return _reading.checked(arrays, files, classes, most_depth)
 
-    return _reading.stacked(_reading.in_order(read, len(names)), [str(folder / "image" / name) for name in names], str(folder))
+    files = [str(folder / "image" / name) for name in names]
+    return _reading.stacked(_reading.in_order(read, len(names)), files, str(folder))
 
 
 def _names(folder: Path, kinds: Collection[str]) -> list[str]:

@@ -1,7 +1,8 @@
-"""The embedded data set: path-traced rooms with exact segmentation, depth and normals (see rooms_v1/README.md).
+"""The embedded data set: path-traced rooms with exact segmentation, depth and normals.
 
-The images lie encoded in Parquet. They are decoded once into a memory-mapped cache, so that a run starts at once and
-a machine that only trains needs neither a Parquet nor an image library.
+See rooms_v1/README.md. The images lie encoded in Parquet. They are decoded once into a memory-mapped
+cache, so that a run starts at once and a machine that only trains needs neither a Parquet nor an
+image library.
 """
 
 import io
@@ -10,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtprune_utils import tasks as task_set
-from mtprune_utils.data import Source, _reading
-from mtprune_utils.tasks import Task
+from mtprune_utils.core.data import Source
+from mtprune_utils.core.task import Task
+from mtprune_utils.datasets import _reading
+from mtprune_utils.tasks.depth import depth
+from mtprune_utils.tasks.normals import normals
+from mtprune_utils.tasks.segmentation import segmentation
 
 FOLDER = Path(__file__).parent / "rooms_v1"
 CLASSES = (
@@ -22,15 +26,18 @@ CLASSES = (
 ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
 
 
-def tasks(root: str = "") -> dict[str, Task]:
-    return {task.name: task for task in (task_set.segmentation(len(CLASSES)), task_set.depth(), task_set.normals())}
+def tasks(root: str = "") -> list[Task]:
+    return [segmentation(CLASSES), depth(), normals()]
 
 
 def load(root: str = "") -> Source:
-    """All of rooms, from `root` or, by default, from the package. Raises FileNotFoundError where a file is missing."""
+    """All of rooms, from `root` or the package. Raises FileNotFoundError for a missing file."""
     content = digest(root)
-    train, test = (_reading.decoded("rooms", file.stem, content, lambda file=file: _decode(file)) for file in _files(root))
-    return Source(CLASSES, train, test)
+    train, test = (
+        _reading.decoded("rooms", file.stem, content, lambda file=file: _decode(file))
+        for file in _files(root)
+    )
+    return Source(train, test)
 
 
 def digest(root: str = "") -> str:
@@ -44,13 +51,14 @@ def _files(root: str) -> list[Path]:
     for file in files:
         if not file.exists():
             raise FileNotFoundError(
-                f"rooms needs {file}, which is not there: set root to its folder, or to '' for the embedded one"
+                f"rooms needs {file}, which is not there: set root to its folder, or to '' for the "
+                "embedded one"
             )
     return files
 
 
 def _decode(file: Path) -> dict[str, torch.Tensor]:
-    """Parquet with encoded images to tensors in the common form (mtprune_utils.data)."""
+    """Parquet with encoded images to tensors in the common form (mtprune_utils.core.data)."""
     samples = (_sample(row, file) for row in _reading.parquet_rows(file, ENCODED))
     return _reading.stacked(samples, _reading.parquet_names(file, ENCODED), str(file))
 
@@ -66,13 +74,15 @@ def _sample(row: dict, file: Path) -> _reading.Sample:
 
 
 def decode(files: dict[str, bytes]) -> dict[str, np.ndarray]:
-    """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG: the inverse of `_render_rooms.encode`."""
+    """One image and its labels, (128, 128) or (128, 128, 3), from PNG and JPEG.
+
+    The inverse of the renderer's `encode`.
+    """
     arrays = {name: _reading.opened_image(io.BytesIO(content)) for name, content in files.items()}
     if arrays["depth"].dtype != np.uint16:
         raise ValueError(f"depth is {arrays['depth'].dtype}, expected millimetres in 16 bits")
     invalid = (arrays["normals"] == 255).all(-1, keepdims=True)
     normals = arrays["normals"] / np.float32(127.5) - 1
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
-    return arrays | {
-        "depth": arrays["depth"].astype(np.float32) / 1000, "normals": np.where(invalid, np.float32(0), normals),
-    }
+    metres = arrays["depth"].astype(np.float32) / 1000
+    return arrays | {"depth": metres, "normals": np.where(invalid, np.float32(0), normals)}

@@ -1,9 +1,11 @@
-"""MultiFashion (Lin et al., Pareto Multi-Task Learning, NeurIPS 2019): two garments in one picture, one task for each.
+"""MultiFashion: two garments in one picture, one task for each.
 
-Two FashionMNIST images (28 x 28, ten classes) lie over each other at opposite corners of a 36 x 36 canvas, the brighter
-pixel shows; the tasks are to name the garment at the upper left and the one at the lower right. Image i is paired with
-image p(i), p a fixed permutation. `root` is where torchvision's FashionMNIST lies, or a folder with its four
-.gz files, such as Debian's package `dataset-fashion-mnist` installs; without one, that package's or a download is taken.
+Lin et al., Pareto Multi-Task Learning, NeurIPS 2019. Two FashionMNIST images (28 x 28, ten classes)
+lie over each other at opposite corners of a 36 x 36 canvas, the brighter pixel shows; the tasks are
+to name the garment at the upper left and the one at the lower right. Image i is paired with image
+p(i), p a fixed permutation. `root` is where torchvision's FashionMNIST lies, or a folder with its
+four .gz files, such as Debian's package `dataset-fashion-mnist` installs; without one, that
+package's or a download is taken.
 """
 
 import math
@@ -13,19 +15,28 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mtprune_utils import tasks as task_set
-from mtprune_utils.data import Source, _reading
-from mtprune_utils.tasks import Task
+from mtprune_utils.core.data import Source
+from mtprune_utils.core.task import Task
+from mtprune_utils.datasets import _reading
+from mtprune_utils.tasks.classification import classification
 
-CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-FILES = tuple(f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1"))
+CLASSES = (
+    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "ankle boot",
+)
+FILES = tuple(
+    f"{part}-{kind}-ubyte.gz"
+    for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+)
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CANVAS, GARMENT = 36, 28  # pixels
 
 
-def tasks(root: str = "") -> dict[str, Task]:
-    corners = {"upper_left": (0, 0, 0.5, 0.5), "lower_right": (0.5, 0.5, 1, 1)}
-    return {name: task_set.classification(name, len(CLASSES), corner) for name, corner in corners.items()}
+def tasks(root: str = "") -> list[Task]:
+    return [
+        classification("upper_left", CLASSES, (0, 0, 0.5, 0.5)),
+        classification("lower_right", CLASSES, (0.5, 0.5, 1, 1)),
+    ]
 
 
 def digest(root: str = "") -> str:
@@ -37,20 +48,28 @@ def load(root: str = "") -> Source:
     """60000 training and 10000 test pairs. Raises FileNotFoundError or ValueError in one line."""
     folder, content = _folder(root), digest(root)
     train, test = (
-        _reading.decoded("multifashion", part, content, lambda part=part: _pairs(folder, part == "train"))
+        _reading.decoded(
+            "multifashion", part, content, lambda part=part: _pairs(folder, part == "train")
+        )
         for part in ("train", "test")
     )
-    return Source(CLASSES, train, test, mirror=False)  # a mirrored garment would lie in the other corner
+    return Source(train, test, mirror=False)  # a mirrored garment lies in the other corner
 
 
 def _folder(root: str) -> Path:
-    """Where the four files lie: in root; without one, in the cache or where Debian has them, else torchvision fetches them."""
+    """Where the four files lie.
+
+    In root; without one, in the cache or where Debian has them, else torchvision fetches them.
+    """
     place = Path(root) if root else _reading.cache_folder()
     for folder in (place, place / "FashionMNIST" / "raw", *([] if root else [DEBIAN])):
         if all((folder / name).exists() for name in FILES):
             return folder
     if root:
-        raise FileNotFoundError(f"{place} holds no FashionMNIST: set root to where {', '.join(FILES)} lie, or to '' to download it")
+        raise FileNotFoundError(
+            f"{place} holds no FashionMNIST: set root to where {', '.join(FILES)} lie, or to '' to "
+            "download it"
+        )
 
     def fetch() -> None:
         from torchvision.datasets import FashionMNIST  # only where something is decoded

@@ -1,0 +1,1 @@
+"""Tasks, one file each; a data set says which of them it has."""
