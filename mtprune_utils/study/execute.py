@@ -1,0 +1,173 @@
+"""Doing runs: each after what it starts from, once, and so that an interrupted one goes on."""
+
+import errno
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from mtprune_utils.core import trainer
+from mtprune_utils.core.checkpoints import Checkpoints, Interrupted, random_state, set_random_state
+from mtprune_utils.core.data import Dataset
+from mtprune_utils.datasets import load_dataset
+from mtprune_utils.files import UNFINISHED, locked
+from mtprune_utils.stages._training import device_kind, device_of, set_up
+from mtprune_utils.study import store
+from mtprune_utils.study.grid import Run
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
+Report = Callable[[str], None]
+
+
+def load_data(run: Run) -> Dataset:
+    """The run's data set, as many images as its profile takes, on the CPU."""
+    names = ("train_images", "test_images", "validation_share")
+    images = {name: getattr(run.profile, name) for name in names}
+    return load_dataset(run.experiment.data, run.experiment.data_root, **images)
+
+
+def execute(run: Run, report: Report = print, wait: bool = False) -> None:
+    """Do the run, and first whatever it starts from, unless it is finished.
+
+    An interrupted one goes on where it was. Waits for a process that is at what it starts from;
+    with `wait`, also for one that is at the run itself, else raises ValueError, as it does where a
+    part of the chain was finished by other code. Raises in one line what a run can fail of:
+    RuntimeError (memory, a loss that is not finite, an interruption) or OSError (the disk).
+    """
+    run.experiment.check()
+    run.invalidate_if_corrupt(report)
+    if run.done:
+        if outdated := run.outdated():
+            raise ValueError(outdated)
+        shutil.rmtree(run.path("checkpoints"), ignore_errors=True)  # killed before it could
+        report(f"{run.stage} {run.name}: finished before, nothing to do")
+        return
+    # Before the run: the code may be edited while it lasts.
+    profile, origin = run.profile, store.origin_of(run)
+    device = device_of(profile)
+    set_up(profile, device)
+    origin |= {"threads": torch.get_num_threads(), "device": device_kind(device)}
+    same = [run.name, *(origin[key] for key in ("code", "threads", "device"))]
+    same = " ".join(map(str, (*same, torch.cuda.device_count(), torch.__version__)))
+    place = run.path("checkpoints")
+    checkpoints = Checkpoints(place, profile.checkpoint_seconds, same, report)
+    try:
+        with locked(run.lock_file, f"{run.stage} {run.name}", wait, report):
+            for upstream in run.inputs:
+                execute(upstream, report, wait=True)
+            with checkpoints.stopping():
+                if not run.done:  # by another process, meanwhile
+                    _perform(run, origin, report, checkpoints)
+                if checkpoints.stop:  # asked for too late for a checkpoint
+                    finished = f"{run.stage} {run.name} finished"
+                    raise Interrupted(f"stopped, with {finished}: run it again to go on")
+    except trainer.Diverged as error:
+        step = checkpoints.step
+        kept = f"; the last good checkpoint is that of step {step}" if step else ""
+        raise trainer.Diverged(f"{error}{kept}") from error
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        where = error.filename or f"{run.stage} {run.name}"
+        raise OSError(
+            f"{error.strerror} at {where}: make room or choose another folder (`runs`, or "
+            "MTPRUNE_CACHE for the decoded data), and run it again; what is finished is kept"
+        ) from error
+    except Exception as error:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            size, crop = profile.batch_size, profile.crop
+            smaller = {"batch_size": size // 2} if size > 1 else {"crop": crop // 2}
+            raise RuntimeError(
+                f"out of memory on {device} with batches of {size} at {crop} pixels: override "
+                f"batch_size or crop, e.g. {smaller}"
+            ) from error
+        if checkpoints.loaded and not isinstance(error, Interrupted):  # no step has come of it
+            unfit = f"{checkpoints.loaded} holds no state that the run can go on from"
+            raise ValueError(f"{unfit}: delete it") from error
+        raise
+
+
+def _perform(run: Run, origin: dict, report: Report, checkpoints: Checkpoints) -> None:
+    inputs, profile = run.input_contents(), run.profile
+    restore_weights(run)
+    torch.manual_seed(run.random_seed)  # dropout; all else has a generator of its own
+    for unfinished in run.folder.rglob(f".*{UNFINISHED}"):  # what a killed process was writing
+        unfinished.unlink()
+    run.write_json("params.json", run.params)
+    dataset = load_data(run)
+    settings = asdict(run.record.settings(run))
+    more = {"data_digest": dataset.digest, "settings": settings}
+    run.write_json(store.PROVENANCE, origin | more)
+    ready = dataset.resized_for_evaluation(profile.crop).to(device_of(profile))
+    run.record.perform(run, ready, report, checkpoints)
+    run.write_json("timing.json", {"seconds": round(checkpoints.elapsed, 1)})
+    written = ("params.json", store.PROVENANCE, *run.tables)
+    if gone := ", ".join(file for file in written if not run.path(file).exists()):
+        checkpoints.clear()  # it has to begin anew
+        raise FileNotFoundError(f"{run.folder}: {gone} was deleted while it ran: run it again")
+    run.finish(origin["code"], inputs)
+    checkpoints.clear()
+
+
+def execute_missing(runs: list[Run], report: Report = print) -> None:
+    """For a figure: make what is missing of smoke; of a larger profile, say what makes it.
+
+    Raises FileNotFoundError in the latter case, and ValueError for runs of several codes.
+    """
+    for run in runs:
+        run.invalidate_if_corrupt(report)
+    experiment = runs[0].experiment
+    experiment.check_codes((run, run.marker["code"]) for run in runs if run.done)
+    missing = [run for run in runs if not run.done]
+    if missing and experiment.profile.name != "smoke":
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(runs)} runs of {experiment.profile.name} are missing: run "
+            f"`{experiment.command}`"
+        )
+    for run in missing:
+        execute(run, report)
+
+
+# --- weights that a restored run lacks ---
+
+def restore_weights(run: Run) -> None:
+    """Have the weights that the run goes on from, repeating the finished run that made them.
+
+    Raises ValueError if the repetition does not give the same tables, as with other code or on
+    another kind of machine.
+    """
+    file = run.record.weights(run)
+    if file is None or run.source.intact(file):
+        return
+    source = run.source
+    print(f"{source.stage} {source.name}: {file} is gone or damaged, the run is repeated for it")
+    state = random_state()
+    place = source.experiment.root / "repeated" / source.name  # others may read the run's tables
+    with locked(place / ".lock", f"repeating {source.name}", wait=True):
+        if not source.intact(file):  # another job may have repeated it, meanwhile
+            repeated = _elsewhere(source, place)
+            execute(repeated)
+            table = "evaluations.csv"
+            if repeated.path(table).read_bytes() != source.path(table).read_bytes():
+                raise ValueError(
+                    f"{source.stage} {source.name} has no weights here, and repeating it gives "
+                    "other results than its tables hold (other code, or another machine): delete "
+                    f"{source.folder}, and start without --restore"
+                )
+            source.write(file, repeated.path(file).read_bytes())
+            source.update_checksum(file)
+        shutil.rmtree(place, ignore_errors=True)
+    set_random_state(state)
+
+
+def _elsewhere(run: Run, scratch: Path) -> Run:
+    """The same run in another folder, where the searches whose settings it takes are known."""
+    moved = replace(run, experiment=replace(run.experiment, root=scratch))
+    for upstream, copy in zip(run.inputs, moved.inputs):
+        if upstream.stage == "tune":
+            shutil.copytree(upstream.folder, copy.folder, dirs_exist_ok=True)
+        else:
+            _elsewhere(upstream, scratch)
+    return moved

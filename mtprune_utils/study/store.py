@@ -1,0 +1,204 @@
+"""Where everything lies, and whether it is whole: the only module that knows paths and tables.
+
+runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results depend on>/
+    params.json  provenance.json  *.csv  model.safetensors  timing.json  done.json (written last)
+figures/<profile>/<figure>.{png,pdf,csv,json}, figures/<profile>/results/<stage>_<table>.csv
+
+A run is finished if done.json is there, which holds the digest of its code and checksums of what it
+wrote and of what it started from: times do not count. Files are written beside their place and
+renamed, so none is ever half there.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+
+from mtprune_utils import registry
+from mtprune_utils.files import (
+    PACKAGE, PROJECT, checksum, csv_text, parse_json, read_json, read_table, source_digest,
+    write_atomically, write_json,
+)
+from mtprune_utils.stages import get_stage, stage_names
+
+DONE, BEST, PROVENANCE = "done.json", "best.json", "provenance.json"
+RECORDS, VOUCHED, TIMINGS = "runs.jsonl", "vouched.json", "timings.csv"
+FIGURE_KINDS = ("png", "pdf", "csv", "json")
+TEXTS = ("run", "widths", "phase", "predictor", "state")  # columns; all others hold numbers
+AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
+KEPT = ("*.csv", "*.safetensors", BEST, PROVENANCE, "timing.json")  # what others read of a run
+
+
+# --- places ---
+
+def figures_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
+    """Of one experiment, by its label."""
+    return Path(figures) / label
+
+
+def results_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
+    return figures_folder(label, figures) / "results"
+
+
+def table_names() -> list[str]:
+    """Every table that is collected, "<stage>_<table>"."""
+    return [
+        f"{stage}_{Path(file).stem}"
+        for stage in stage_names() for file in get_stage(stage).TABLES
+    ]
+
+
+# --- where results came from ---
+
+def provenance(code: str, packages: tuple[str, ...] = (), **more) -> dict:
+    """Code, versions, machine. Paths and host names are left out."""
+    names = ("torch", "numpy", "torch-pruning", "safetensors", *packages)
+    changes = uncommitted("mtprune_utils", "notebooks")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "code": code,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in names},
+        **more,
+    }
+
+
+def uncommitted(*folders: str) -> str | None:
+    """What has changed there since the last commit; None where there is no repository."""
+    return git("status", "--porcelain", "--untracked-files=no", "--", *folders)
+
+
+def git(*arguments: str) -> str | None:
+    """What git says of the repository; None if there is none, or only one around the package."""
+    if not (PACKAGE.parent / ".git").exists():
+        return None
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        result = subprocess.run(
+            ["git", *arguments], cwd=PACKAGE.parent, env=own,
+            capture_output=True, text=True, check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def origin_of(run) -> dict:
+    """A run's provenance, as far as it is known beforehand."""
+    packages = ("optuna",) if run.stage == "tune" else ()
+    return provenance(run.code, packages, data=run.experiment.data, params=run.params)
+
+
+# --- run folders ---
+
+class RunFolder:
+    """A run's files. Its subclass says `stage`, `name`, `place`, `inputs`, `code` and so on."""
+
+    @property
+    def folder(self) -> Path:
+        return self.place / self.stage / self.name
+
+    def path(self, file: str) -> Path:
+        return self.folder / file
+
+    @property
+    def lock_file(self) -> Path:
+        """Not in the folder: to delete that lets nobody else in."""
+        return self.place / ".locks" / f"{self.stage}-{self.name}"
+
+    def write(self, file: str, content: bytes) -> None:
+        write_atomically(self.path(file), content)
+
+    def write_table(self, file: str, rows: list[dict]) -> None:
+        self.write(file, csv_text(rows).encode())
+
+    def write_json(self, file: str, value) -> None:
+        write_json(self.path(file), value)
+
+    # --- finished, and by which code ---
+
+    @property
+    def done(self) -> bool:
+        return self.path(DONE).exists()
+
+    @property
+    def marker(self) -> dict:
+        """What `finish` wrote: the digest "code", contents of "inputs", checksums of "files"."""
+        return read_json(self.path(DONE))
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        return get_stage(self.stage).TABLES
+
+    @property
+    def content(self) -> str:
+        """A hash of what a finished run has found, in tables; its weights can be made again."""
+        sums = self.marker["files"]
+        taken = [sums[file] for file in (*self.tables, BEST) if file in sums]
+        return hashlib.sha256(" ".join(taken).encode()).hexdigest()[:16]
+
+    def input_contents(self) -> dict[str, str]:
+        """{name: content} of the finished runs that it starts from."""
+        return {run.name: run.content for run in self.inputs if run.done}
+
+    def outdated(self) -> str:
+        """Why a finished run does not count as the present code's, in one line; "" if it does."""
+        if refusal := self.experiment.refusal(self, self.marker["code"]):
+            return f"{self.stage} {self.name} is {refusal}"
+        then, now = self.marker.get("inputs", {}), self.input_contents()
+        if changed := [name for name in now if then.get(name, now[name]) != now[name]]:
+            return (
+                f"{self.stage} {self.name} was made from other results of {', '.join(changed)} "
+                "than are here: delete its folder to repeat it"
+            )
+        return next(filter(None, (run.outdated() for run in self.inputs if run.done)), "")
+
+    def finish(self, code: str, inputs: dict[str, str] | None = None) -> None:
+        """Write the marker, with a checksum of everything that other runs and figures read.
+
+        code: the run's digest. inputs: `input_contents` as the run began; by default, as they are.
+        """
+        found = [path for pattern in KEPT for path in sorted(self.folder.glob(pattern))]
+        files = {path.name: checksum(path) for path in found}
+        inputs = self.input_contents() if inputs is None else inputs
+        self.write_json(DONE, {"code": code, "inputs": inputs, "files": files})
+
+    def update_checksum(self, file: str) -> None:
+        """Note that of weights that a finished run has got again."""
+        files = self.marker["files"] | {file: checksum(self.path(file))}
+        self.write_json(DONE, self.marker | {"files": files})
+
+    def invalidate_if_corrupt(self, report: Callable[[str], None]) -> None:
+        """Take a finished run for unfinished if its tables are no longer what it wrote.
+
+        (Its weights can be made again: see `execute.restore_weights`.)
+        """
+        if self.done and (damaged := self._damaged_tables()):
+            what = f"{self.stage} {self.name}: {', '.join(damaged)} is damaged"
+            report(f"{what}, the run is repeated")
+            self.path(DONE).unlink()
+
+    def intact(self, file: str) -> bool:
+        """Whether a finished run's file is here, and what it wrote."""
+        written = self.marker["files"].get(file)
+        return self.path(file).exists() and checksum(self.path(file)) == written
+
+    def _damaged_tables(self) -> list[str]:
+        """Damaged or missing files, of all but the weights."""
+        try:
+            record = self.marker
+            files = [name for name in record["files"] if not name.endswith(".safetensors")]
+            if "code" in record and set(files) >= {*self.tables, PROVENANCE}:
+                return [name for name in files if not self.intact(name)]
+        except (ValueError, KeyError, TypeError, AttributeError):  # not what `finish` writes
+            pass
+        return [DONE]
