@@ -1,4 +1,4 @@
-# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, rank) -> figures, with the control
+# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, level) -> figures, with the control
 # arms beside them and, where a profile tunes, a search before each prune and retrain.
 # Each job executes one notebook. Usually started by `make figures`; by hand, or on a cluster:
 #     snakemake --cores 2 --rerun-triggers input --config profile=quick

@@ -102,9 +102,9 @@ def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
     experiment = Experiment.open(*(values.get(name, "") for name in ("profile", "data", "root", "runs")), values.get("overrides"))
     for stage, own in STAGE_NOTEBOOKS.items():
         if Path(own).name == Path(notebook).name:
-            cell = {name: values[name] for name in ("criterion", "seed", "rank", "arm") if name in values}
-            if stage == "prune" and cell["rank"] < 0:
-                del cell["rank"]
+            cell = {name: values[name] for name in ("criterion", "seed", "level", "arm") if name in values}
+            if stage == "prune" and cell["level"] < 0:
+                del cell["level"]
             getattr(experiment, stage)(**cell)
     experiment.check()
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from mtprune_utils import stats
-from mtprune_utils.models import activation_bytes
-from mtprune_utils.runs import UNIFORM, Experiment
-from mtprune_utils.tasks import delta_m
+from mtprune_utils.core.model import activation_bytes
+from mtprune_utils.core.task import channels, delta_m
+from mtprune_utils.stages._training import architecture
+from mtprune_utils.study import statistics as stats
+from mtprune_utils.study.grid import UNIFORM, Experiment
 
 CELL = ["criterion", "size", "task"]  # criterion: empty where two criteria are compared
 AGREES, DISAGREES, CANNOT_SAY, NOT_CLAIMED = "agrees", "disagrees", "cannot say", "not claimed"
@@ -173,8 +174,8 @@ class Evidence:
         pruned = stats.at_sizes(self.pruned, self.sizes(), columns)
         retrained = self.kept(self._table("retrain_evaluations"))
         # A network that landed beside its size is not compared.
-        right = stats.same_size(retrained["parameters"], retrained["rank"].map(self.sizes()))
-        cell = ["criterion", "seed", "rank"]
+        right = stats.same_size(retrained["parameters"], retrained["level"].map(self.sizes()))
+        cell = ["criterion", "seed", "level"]
         inherited = pruned[pruned["arm"] == "iterative"].set_index(cell)["steps"]
         before = inherited.reindex(pd.MultiIndex.from_frame(retrained[cell])).to_numpy()
         retrained["steps"] += np.where(retrained["arm"] == "finetune", before, 0)
@@ -189,14 +190,14 @@ class Evidence:
         return rows.assign(**shares)
 
     def sizes(self) -> dict[int, int]:
-        """The parameter counts at which networks are compared, by rank."""
+        """The parameter counts at which networks are compared, by level."""
         sizes = enumerate(self.profile.sizes)
-        return {rank: round(size * self.dense_parameters) for rank, size in sizes}
+        return {level: round(size * self.dense_parameters) for level, size in sizes}
 
     def _table(self, name: str) -> pd.DataFrame:
         """A table, with its columns even where no run of its stage is finished."""
         columns = (
-            "criterion", "seed", "rank", "arm", "phase", "removal", "landing", "step", "parameters",
+            "criterion", "seed", "level", "arm", "phase", "removal", "target_level", "step", "parameters",
             "macs", "steps", "widths",
         )
         table = self.tables[name]
@@ -218,8 +219,8 @@ class Evidence:
         left_out = both["left_out"].astype(bool)
         for task in self.endpoints:
             both[task] = (both[task] - both[f"{task}.other"]).mask(left_out)
-        sizes = {rank: f"{size:.0%}" for rank, size in enumerate(self.profile.sizes)}
-        values = self.by_cell(both.assign(size=both["rank"].map(sizes)))
+        sizes = {level: f"{size:.0%}" for level, size in enumerate(self.profile.sizes)}
+        values = self.by_cell(both.assign(size=both["level"].map(sizes)))
         why = "the same widths" + (", or MACs more than 3 % apart" if axis == "macs" else "")
         note = f"{left_out.sum()} of {len(both)} pairs left out: {why}" if left_out.any() else ""
         return values, note
@@ -235,7 +236,7 @@ class Evidence:
         had the larger one's MACs: recorded, or interpolated on the logarithm.
         """
         one, other = (
-            self.arms.get(side, self.points[:0]).set_index(["seed", "rank"])
+            self.arms.get(side, self.points[:0]).set_index(["seed", "level"])
             for side in (first, second)
         )
         both = one.join(other.add_suffix(".other"), how="inner").reset_index()
@@ -245,7 +246,7 @@ class Evidence:
                 smaller = "" if pair["macs"] < pair["macs.other"] else ".other"
                 names = [pair[f"arm{smaller}"], pair[f"criterion{smaller}"], pair["seed"]]
                 run = self.runs.get(tuple(names), self.pruned[:0])  # none of a re-trained network
-                run = run[run["rank"].isna() | (run["rank"] == pair["rank"])]
+                run = run[run["level"].isna() | (run["level"] == pair["level"])]
                 size = max(pair["macs"], pair["macs.other"])
                 if len(run):
                     values = [stats.value_at(run, size, task, "macs") for task in self.endpoints]
@@ -273,7 +274,7 @@ class Evidence:
         One row per evaluation and task.
         """
         curves = self.of_criteria(self.kept(self._table("retrain_curve")))
-        cell = ["criterion", "seed", "rank", "arm"]
+        cell = ["criterion", "seed", "level", "arm"]
         progress = curves["step"] / curves.groupby(cell)["step"].transform("max")
         return curves.assign(progress=progress.round(3)).melt(
             [*cell, "progress"], list(self.endpoints), "task", "kept"
@@ -304,21 +305,21 @@ class Evidence:
     def _kept_finetuned(self) -> pd.DataFrame:
         rows = self.of_criteria(self.points)
         rows = rows[rows["arm"] == "finetune"]
-        return self.by_cell(rows.assign(size=rows["rank"]))
+        return self.by_cell(rows.assign(size=rows["level"]))
 
     def _last_gains(self, arm: str) -> pd.Series:
         """By task: what the arm gains between its last two evaluations, where it gains most."""
         if arm == "dense":
             curves = self._table("dense_curve")
-            curves = curves[curves["arm"] == "multitask"].assign(criterion="", rank=0)
+            curves = curves[curves["arm"] == "multitask"].assign(criterion="", level=0)
         else:
             curves = self.of_criteria(self._table("retrain_curve"))
             curves = curves[curves["arm"] == arm]
         if curves.empty:
             return pd.Series(dtype=float)
-        runs = self.kept(curves).sort_values("step").groupby(["criterion", "rank", "seed"])
+        runs = self.kept(curves).sort_values("step").groupby(["criterion", "level", "seed"])
         ends = runs[list(self.endpoints)].apply(lambda run: run.iloc[-1] - run.iloc[-2:].iloc[0])
-        return ends.groupby(["criterion", "rank"]).mean().max()
+        return ends.groupby(["criterion", "level"]).mean().max()
 
     def steps_in_all(self, arm: str) -> str:
         """Of dense training, pruning and re-training together: what is behind an arm's networks."""
@@ -341,10 +342,10 @@ class Evidence:
         for _, run in longer[longer["arm"] == "scratch_longer"].iterrows():
             rows = pruned[pruned["criterion"] == run["criterion"]]
             rows = rows[rows["seed"] == run["seed"]]
-            rows = rows[rows["rank"].isna() | (rows["rank"] == run["rank"])]
-            if not rows["landing"].eq(run["rank"]).any():
+            rows = rows[rows["level"].isna() | (rows["level"] == run["level"])]
+            if not rows["target_level"].eq(run["level"]).any():
                 continue  # the pruning run is not in the tables
-            rows = rows.loc[: rows["landing"].eq(run["rank"]).idxmax()]
+            rows = rows.loc[: rows["target_level"].eq(run["level"]).idxmax()]
             spent = self.profile.dense.steps * rows["macs"].iloc[0]
             spent += (rows["step"].diff().shift(-1) * rows["macs"]).sum()
             shares.append(run["steps"] * rows["macs"].iloc[-1] / spent)
@@ -360,14 +361,14 @@ def premise(evidence: Evidence) -> pd.DataFrame:
     """
     experiment, dense = evidence.experiment, evidence.tables["dense_evaluations"]
     crop = (evidence.profile.crop, evidence.profile.crop)
-    channels = {task.name: task.channels for task in experiment.tasks.values()}
-    single = {task: {task: count} for task, count in channels.items()}
+    outputs = channels(experiment.tasks)
+    single = {task: {task: count} for task, count in outputs.items()}
     rows = {}
-    for name, arms in (("multi-task", {"multitask": channels}), ("single-task", single)):
+    for name, arms in (("multi-task", {"multitask": outputs}), ("single-task", single)):
         found = dense[dense["arm"].isin(arms) & (dense["seed"] < evidence.profile.controls.seeds)]
         sizes = found.groupby("arm")[["parameters", "macs"]].first().sum()
         endpoints = found[list(evidence.endpoints.values())].mean()
-        networks = (evidence.profile.architecture(tasks) for tasks in arms.values())
+        networks = (architecture(evidence.profile, tasks) for tasks in arms.values())
         activations = sum(activation_bytes(network, crop) for network in networks)
         rows[name] = {
             "networks": len(arms), **sizes, "weights_mib": sizes["parameters"] * 4 / 2**20,
@@ -437,7 +438,7 @@ def collapses(evidence: Evidence) -> pd.DataFrame:
 def _to_the_floor(evidence: Evidence) -> pd.DataFrame:
     last = len(evidence.profile.sizes) - 1
     rows = evidence.pruned
-    return rows[rows["rank"].isna() | (rows["rank"] == last)]
+    return rows[rows["level"].isna() | (rows["level"] == last)]
 
 
 def _kept_at_the_floor(evidence: Evidence, arm: str, criteria: tuple[str, ...]) -> pd.DataFrame:

@@ -13,23 +13,26 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
 
-from mtprune_utils import stats
-from mtprune_utils.criteria import CRITERIA
-from mtprune_utils.data import Dataset, Split
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
-from mtprune_utils.files import PROJECT, csv_text, write_atomically, write_json
-from mtprune_utils.profiles import Profile
-from mtprune_utils.runs import Experiment, provenance
-from mtprune_utils.tasks import IGNORE, MIN_DEPTH, Task
+from mtprune_utils import registry
+from mtprune_utils.core.data import Dataset, Split
+from mtprune_utils.core.settings import Profile
+from mtprune_utils.core.targets import IGNORE, MIN_DEPTH, ImageClass, Labels, Normals
+from mtprune_utils.core.task import Task
+from mtprune_utils.files import csv_text, write_atomically, write_json
+from mtprune_utils.study import statistics as stats, store
+from mtprune_utils.study.grid import Experiment
 
-STYLES = {  # colour and label; a criterion that is not named here gets the next free colour and its own name
-    "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"), "magnitude": ("tab:green", "L1 magnitude"),
-    "random": ("tab:gray", "random"), "uniform": ("tab:brown", "uniform"),
+# Colour and label; a criterion that is not named here gets the next free colour and its own name.
+STYLES = {
+    "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"),
+    "magnitude": ("tab:green", "L1 magnitude"), "random": ("tab:gray", "random"),
+    "uniform": ("tab:brown", "uniform"),
 }
+PACKAGES = ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")
 DASHES = ("--", ":", "-.")  # of the runs that were tuned for each size, the largest first
 SIZES = {
-    "parameters": "parameters", "filters": "backbone filters", "backbone_parameters": "backbone parameters",
-    "macs": "multiply-accumulates of one image",
+    "parameters": "parameters", "filters": "backbone filters",
+    "backbone_parameters": "backbone parameters", "macs": "multiply-accumulates of one image",
 }
 PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
     [
@@ -38,13 +41,17 @@ PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
         ("Taylor, from scratch, published", "tab:orange", 14.4e6, 0.42, 0.34, 18.1),
         ("CosPrune, from scratch, published", "tab:blue", 14.4e6, 0.44, 0.31, 18.1),
     ],
-    columns=["label", "colour", "parameters", "segmentation.pixel_accuracy", "depth.relative_error", "normals.mean_angle"],
+    columns=[
+        "label", "colour", "parameters", "segmentation.pixel_accuracy", "depth.relative_error",
+        "normals.mean_angle",
+    ],
 )
 
 
 def panels(tasks: dict[str, Task]) -> dict[str, str]:
     """The metric that a figure shows of each task, with its title."""
-    return {f"{task.name}.{task.shown}": title(f"{task.name}.{task.shown}") for task in tasks.values()}
+    metrics = (f"{task.name}.{task.shown}" for task in tasks.values())
+    return {metric: title(metric) for metric in metrics}
 
 
 def title(metric: str) -> str:
@@ -56,19 +63,20 @@ def title(metric: str) -> str:
 
 def style_of(criterion: str) -> tuple[str, str]:
     """Colour and label of a criterion, the paper's for the paper's."""
-    extra = [name for name in CRITERIA if name not in STYLES]
+    extra = [name for name in registry.names("criteria") if name not in STYLES]
     spare = ("tab:purple", "tab:pink", "tab:olive", "tab:cyan")
     return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
 def save_figure(
-    figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment, origins: dict[str, dict], folder: Path
+    figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment,
+    origins: dict[str, dict], folder: Path,
 ) -> None:
-    """Write <folder>/<label>/<name>.png, .pdf, .csv (the plotted data) and .json (where it came from).
+    """Write a figure as .png and .pdf, with the plotted data (.csv) and where it came from (.json).
 
-    origins: the provenance of every run that the figure shows.
+    origins: the provenance of every run that the figure shows. folder: that of all figures.
     """
-    place = Path(folder) / experiment.label
+    place = store.figures_folder(experiment.label, folder)
     for kind in ("png", "pdf"):
         image = io.BytesIO()
         # Without dates the same data gives the same bytes.
@@ -82,72 +90,79 @@ def save_figure(
         for label, origin in origins.items()
     }
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
-    notebook = PROJECT / FIGURE_NOTEBOOKS[name]
-    drawn_by = {"notebook": notebook_digest(notebook)} if notebook.exists() else {}
-    codes = {label.split("/")[0]: run["code"] for label, run in used.items()}
-    drawn_by["other_code"] = {s: code for s, code in codes.items() if experiment.refusal(s, code)}
-    settings = {"profile": asdict(experiment.profile), "seeds": seeds, **drawn_by}
-    write_json(place / f"{name}.json", provenance("figure", experiment.data, **settings, runs=used))
+    present = {f"{run.stage}/{run.name}": run for run in experiment.runs()}
+    other = {
+        label: run["code"] for label, run in used.items()
+        if label in present and experiment.refusal(present[label], run["code"])
+    }
+    about = {
+        "data": experiment.data, "profile": asdict(experiment.profile), "seeds": seeds,
+        "notebook": store.notebook_digest(name), "other_code": other, "runs": used,
+    }
+    write_json(place / f"{name}.json", store.provenance(store.figure_code(), PACKAGES, **about))
 
 
 def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
-    """The first images of a split over their targets; what is invalid is white. Classes of whole images stand above."""
-    whole = [name for name, task in dataset.tasks.items() if task.geometry == "image"]
+    """The first images of a split over their targets; what is invalid is white.
+
+    Classes of whole images stand above.
+    """
+    whole = [name for name, task in dataset.tasks.items() if not task.target.of_pixels]
     rows = ["image", *(name for name in dataset.tasks if name not in whole)]
     shape = split.image.shape[2] / split.image.shape[3]
     figure, axes = plt.subplots(
-        len(rows), count, figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3), layout="constrained", squeeze=False
+        len(rows), count, figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3),
+        layout="constrained", squeeze=False,
     )
     for i, column in enumerate(axes.T):
-        column[0].set_title(" / ".join(dataset.classes[split.targets[name][i]] for name in whole), fontsize="small")
+        named = (dataset.tasks[name].classes[split.targets[name][i]] for name in whole)
+        column[0].set_title(" / ".join(named), fontsize="small")
         for axis, name in zip(column, rows):
             shown = {"X": split.image[i].permute(1, 2, 0).numpy()}
-            picture = shown if name == "image" else _picture(split.targets[name][i], name, dataset)
-            axis.imshow(**picture, interpolation="nearest")
+            if name != "image":
+                shown = picture(split.targets[name][i], dataset.tasks[name])
+            axis.imshow(**shown, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
             if i == 0:
                 axis.set_ylabel(name)
     return figure
 
 
-def _picture(target: torch.Tensor, name: str, dataset: Dataset) -> dict:
-    """What imshow needs to show one target, whose kind its task's geometry tells."""
-    geometry = dataset.tasks[name].geometry
-    if geometry == "labels":
-        colours = "tab20" if len(dataset.classes) <= 20 else "nipy_spectral"
-        return {"X": np.ma.masked_equal(target.numpy(), IGNORE), "cmap": colours, "vmin": 0, "vmax": len(dataset.classes)}
-    if geometry == "normals":
+def picture(target: torch.Tensor, task: Task) -> dict:
+    """What imshow needs to show one target."""
+    if isinstance(task.target, Labels):
+        count = task.channels
+        colours = "tab20" if count <= 20 else "nipy_spectral"
+        labels = np.ma.masked_equal(target.numpy(), IGNORE)
+        return {"X": labels, "cmap": colours, "vmin": 0, "vmax": count}
+    if isinstance(task.target, Normals):
         normals = target.float().permute(1, 2, 0)
-        return {"X": torch.where(normals.square().sum(2, keepdim=True) > 0, (normals + 1) / 2, 1.0).numpy()}
+        valid = normals.square().sum(2, keepdim=True) > 0
+        return {"X": torch.where(valid, (normals + 1) / 2, 1.0).numpy()}
     return {"X": np.ma.masked_less_equal(target[0].numpy(), MIN_DEPTH), "cmap": "viridis"}
 
 
 def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure:
-    """How the targets of a split's first images are distributed: classes, depths, and the directions of normals."""
+    """How the targets of a split's first images are distributed."""
     figure, axes = _grid(1, len(dataset.tasks), 5, 3.6)
     for axis, (name, task) in zip(axes[0], dataset.tasks.items()):
         target = split.targets[name][:images].float()
-        if task.geometry in ("labels", "image"):
-            counts = torch.bincount(target[target != IGNORE].long(), minlength=len(dataset.classes))
+        if isinstance(task.target, (Labels, ImageClass)):
+            counts = torch.bincount(target[target != IGNORE].long(), minlength=task.channels)
             axis.barh(range(len(counts)), (counts / counts.sum()).numpy())
-            axis.set_yticks(range(len(counts)), dataset.classes, fontsize=8 if len(counts) <= 20 else 5)
+            small = 8 if len(counts) <= 20 else 5
+            axis.set_yticks(range(len(counts)), task.classes, fontsize=small)
             axis.invert_yaxis()
             axis.set(title=name, xlabel="share")
-        elif task.geometry == "normals":
+        elif isinstance(task.target, Normals):
             valid = target.square().sum(1) > 0
             x, y = (target[:, i][valid].numpy() for i in (0, 1))
             axis.hist2d(x, y, bins=60, range=((-1, 1), (-1, 1)), norm="log")
             axis.set(title=name, xlabel="x (right)", ylabel="y (up)", aspect="equal")
         else:
             axis.hist(target[target > MIN_DEPTH].numpy(), bins=80)
-            axis.set(title=name, xlabel=task.geometry, yticks=[])
+            axis.set(title=name, xlabel=task.target.name, yticks=[])
     return figure
-
-
-UNITS = {
-    "labels": "class", "image": "class", "depth": "metres", "inverse depth": "1 / distance",
-    "normals": "unit vector (x, y, z)",
-}
 
 
 def target_ranges(dataset: Dataset, images: int = 200) -> pd.DataFrame:
@@ -160,10 +175,10 @@ def target_ranges(dataset: Dataset, images: int = 200) -> pd.DataFrame:
         split = getattr(dataset, name)
         for task in dataset.tasks.values():
             target = split.targets[task.name][:images].float()
-            valid = task.valid(target)
+            valid = task.target.valid(target)
             values = target.movedim(1, -1)[valid] if target.dim() == 4 else target[valid]
             rows.append({
-                "split": name, "target": task.name, "unit": UNITS[task.geometry],
+                "split": name, "target": task.name, "unit": task.target.unit,
                 "smallest": values.min().item(), "median": values.median().item(),
                 "largest": values.max().item(), "valid": valid.float().mean().item(),
             })
@@ -171,21 +186,26 @@ def target_ranges(dataset: Dataset, images: int = 200) -> pd.DataFrame:
 
 
 def show_curve(curve: pd.DataFrame) -> Figure:
-    """Training and validation loss of each task over a run's steps; a circle marks the weights that were kept."""
+    """Each task's training and validation loss over a run's steps.
+
+    A circle marks the weights that were kept.
+    """
     tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]
     figure, axes = _grid(1, len(tasks), 3.4, 2.8)
     kept = curve[curve["selected"] == 1]
     for axis, task in zip(axes[0], tasks):
-        axis.plot(curve["step"], curve[f"train.{task}.loss"], "--", color="tab:gray", label="training")
-        axis.plot(curve["step"], curve[f"{task}.loss"], color="tab:blue", label="validation")
-        axis.plot(kept["step"], kept[f"{task}.loss"], "o", color="tab:blue", fillstyle="none", label="kept")
+        loss, trained = f"{task}.loss", f"train.{task}.loss"
+        blue = {"color": "tab:blue"}
+        axis.plot(curve["step"], curve[trained], "--", color="tab:gray", label="training")
+        axis.plot(curve["step"], curve[loss], **blue, label="validation")
+        axis.plot(kept["step"], kept[loss], "o", **blue, fillstyle="none", label="kept")
         axis.set(title=task, xlabel="step", ylabel="loss")
     axes[0, 0].legend()
     return figure
 
 
 def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
-    """One pruning run: each metric right after every removal and after its recovery, against the steps trained."""
+    """One pruning run: each metric after every removal and its recovery, over the steps."""
     figure, axes = _grid(1, len(tasks), 4, 3)
     for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
         axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
@@ -199,7 +219,10 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
 
 def _grid(rows: int, columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, each of that size in inches, and their axes as a table."""
-    return plt.subplots(rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False, **more)
+    size = (width * columns, height * rows)
+    return plt.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, **more
+    )
 
 
 def _size_axis(axis, label: str) -> None:
@@ -229,7 +252,7 @@ def _draw_criterion(
     """
     colour, label = style_of(runs["criterion"].iloc[0])
     arms = list(dict.fromkeys(points["arm"]))
-    for tuned_for, run in runs.groupby("rank", dropna=False):
+    for tuned_for, run in runs.groupby("level", dropna=False):
         one = pd.isna(tuned_for)
         curve = stats.curve_over_seeds(run, size, metric)
         share = "" if one else f"{sizes[int(tuned_for)]:.0%}"
@@ -243,8 +266,8 @@ def _draw_criterion(
             axis.fill_between(curve["x"], low, high, color=colour, alpha=0.2)
         yield curve.assign(kind="curve", arm="iterative", tuned_for=share)
     for arm in arms:
-        at = stats.points_over_seeds(points[points["arm"] == arm], size, metric, by="rank")
-        share = [f"{sizes[int(rank)]:.0%}" for rank in at.pop("rank")]
+        at = stats.points_over_seeds(points[points["arm"] == arm], size, metric, by="level")
+        share = [f"{sizes[int(level)]:.0%}" for level in at.pop("level")]
         bars = np.abs(at[["low", "high"]].to_numpy().T - at["mean"].to_numpy())
         name = "from scratch" if arm == "scratch" else "iterative, at the sizes"
         face = {"fillstyle": "full" if arm == "scratch" or len(arms) == 1 else "none"}
@@ -275,10 +298,10 @@ def _panels_by_size(
     """
     prior = trivial[trivial["predictor"] == "position prior"]
     pruned = pruned[pruned["phase"] != "removed"]
-    targets = {rank: round(size * dense["parameters"].iloc[0]) for rank, size in enumerate(sizes)}
+    targets = {level: round(size * dense["parameters"].iloc[0]) for level, size in enumerate(sizes)}
     points = stats.at_sizes(pruned, targets, [*SIZES, *panels(tasks)])
     if retrained is not None:  # as in Table 1, without those that landed beside their size
-        right = stats.same_size(retrained["parameters"], retrained["rank"].map(targets))
+        right = stats.same_size(retrained["parameters"], retrained["level"].map(targets))
         points = pd.concat([points, retrained.loc[right, points.columns]])
     figure, axes = _grid(len(SIZES), len(tasks), 4, 3.2)
     data = []
@@ -458,26 +481,26 @@ def fig6_training_curves(
 ) -> tuple[Figure, pd.DataFrame]:
     """Re-training, arm by arm: the validation endpoint of each task, mean over seeds.
 
-    curves: columns criterion, arm, rank, progress (share of the run's own steps), task, kept (share
-    of the gap); sizes: shares of the dense network's parameters, by rank. Returns the figure and
+    curves: columns criterion, arm, level, progress (share of the run's own steps), task, kept (share
+    of the gap); sizes: shares of the dense network's parameters, by level. Returns the figure and
     the plotted data.
     """
-    cell = ["criterion", "task", "rank", "arm"]
+    cell = ["criterion", "task", "level", "arm"]
     means = curves.groupby([*cell, "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
     tasks = list(dict.fromkeys(curves["task"]))
-    rows = list(dict.fromkeys(zip(means["criterion"], means["rank"])))
+    rows = list(dict.fromkeys(zip(means["criterion"], means["level"])))
     figure, axes = _grid(len(rows), len(tasks), 4, 2.8, sharey=True)
     runs = means.groupby("arm")["count"].max()
-    for row, (criterion, rank) in zip(axes, rows):
+    for row, (criterion, level) in zip(axes, rows):
         for axis, task in zip(row, tasks):
-            where = (means["criterion"] == criterion) & (means["rank"] == rank)
+            where = (means["criterion"] == criterion) & (means["level"] == level)
             panel = means[where & (means["task"] == task)]
             for colour, arm in enumerate(runs.index):
                 line = panel[panel["arm"] == arm]
                 many = "1 seed" if runs[arm] == 1 else f"{runs[arm]} seeds"
                 label = f"{arm.replace('_', ' ')} ({many})"
                 axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=label)
-            axis.set(title=f"{style_of(criterion)[1]}, {task}, {sizes[int(rank)]:.0%}")
+            axis.set(title=f"{style_of(criterion)[1]}, {task}, {sizes[int(level)]:.0%}")
             axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
     _legend_below(figure, axes[0, 0])
     return figure, means
@@ -489,11 +512,11 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
     A star is the best, crosses at the lower edge are trials that were given up. trials: `results.collect`'s. Returns the
     figure and the trials.
     """
-    arms, ranks = list(dict.fromkeys(trials["arm"])), sorted(set(trials["rank"]))
-    figure, axes = _grid(len(arms), len(ranks), 5, 2.8, sharex=True)
+    arms, levels = list(dict.fromkeys(trials["arm"])), sorted(set(trials["level"]))
+    figure, axes = _grid(len(arms), len(levels), 5, 2.8, sharex=True)
     for row, arm in zip(axes, arms):
-        for axis, rank in zip(row, ranks):
-            cell = trials[(trials["arm"] == arm) & (trials["rank"] == rank)]
+        for axis, level in zip(row, levels):
+            cell = trials[(trials["arm"] == arm) & (trials["level"] == level)]
             for criterion, search in cell.groupby("criterion", sort=False):
                 colour, label = style_of(criterion)
                 finished, given_up = search[search["loss"].notna()], search[search["loss"].isna()]
@@ -501,7 +524,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
                 best = finished.loc[finished["loss"].idxmin()]
                 axis.plot(best["lr"], best["loss"], "*", color=colour, markersize=12)
                 axis.plot(given_up["lr"], [0.03] * len(given_up), "x", color=colour, transform=axis.get_xaxis_transform())
-            axis.set(title=f"{arm}, {profile.sizes[int(rank)]:.0%} of the parameters", ylabel="validation loss")
+            axis.set(title=f"{arm}, {profile.sizes[int(level)]:.0%} of the parameters", ylabel="validation loss")
             axis.set(xlabel="learning rate", xscale="log", xlim=profile.tuning.lr)
     _legend_below(figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure, trials

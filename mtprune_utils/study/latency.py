@@ -24,7 +24,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from mtprune_utils.models import Architecture, MultiTaskNet, build, complexity, evaluation_mode
+from mtprune_utils.core.model import (
+    Architecture, MultiTaskModel, build, complexity, evaluation_mode, skeleton,
+)
+from mtprune_utils.stages.retrain import widths_of
 
 TOLERANCE = 1e-4
 ROUNDS = 3
@@ -41,12 +44,12 @@ def widths_along(run: pd.DataFrame, count: int) -> list[tuple[int, ...]]:
     recovered = run[run["phase"] == "recovered"]
     goals = np.geomspace(run["macs"].max(), recovered["macs"].min(), count + 1)[1:]
     nearest = dict.fromkeys((np.log(recovered["macs"]) - np.log(goal)).abs().idxmin() for goal in goals)
-    return [tuple(map(int, widths.split())) for widths in recovered.loc[list(nearest), "widths"]]
+    return [tuple(widths_of(widths)) for widths in recovered.loc[list(nearest), "widths"]]
 
 
 def rounded_up(widths: Iterable[int], dense: Architecture, multiple: int) -> tuple[int, ...]:
     """The widths that a selector with this `multiple` would have kept: rounded up, but not beyond the dense network's."""
-    return tuple(min(math.ceil(width / multiple) * multiple, most) for width, most in zip(widths, dense.widths, strict=True))
+    return tuple(min(math.ceil(width / multiple) * multiple, most) for width, most in zip(widths, dense.width_list, strict=True))
 
 
 def networks_along(pruned: pd.DataFrame, dense: Architecture, count: int, multiple: int) -> pd.DataFrame:
@@ -105,13 +108,14 @@ def peak_bytes(architecture: Architecture, batch: int, size: tuple[int, int]) ->
     process's own peak would show a small network only as noise beside PyTorch's 200 MB. What convolutions use as
     workspace, which depends on the processor, is left out.
     """
+    plain = skeleton(architecture)
     with torch.device("meta"), torch.inference_mode(), _LiveBytes() as memory:
-        model = MultiTaskNet(architecture).eval()
+        model = copy.deepcopy(plain).eval()  # its weights count too
         model(torch.empty(batch, 3, *size))
     return memory.peak
 
 
-def cuda_peak_bytes(model: MultiTaskNet, images: Tensor) -> int:
+def cuda_peak_bytes(model: MultiTaskModel, images: Tensor) -> int:
     """The most that weights, images, activations and workspaces take at once on the GPU in a forward pass.
 
     What else lies there, such as the networks measured before, does not count.
@@ -135,7 +139,7 @@ def device_name(device: str) -> str:
 
 # --- ONNX ---
 
-def export_onnx(model: MultiTaskNet, size: tuple[int, int]) -> bytes:
+def export_onnx(model: MultiTaskModel, size: tuple[int, int]) -> bytes:
     """The network as an ONNX file: input `images` (batch, 3, H, W) with any batch, one output for each task, by its name.
 
     Batch norm stays as it is: ONNX Runtime folds it into the convolutions as it loads the file.
@@ -150,7 +154,7 @@ def export_onnx(model: MultiTaskNet, size: tuple[int, int]) -> bytes:
     return exported.SerializeToString()
 
 
-def with_weights(exported: bytes, model: MultiTaskNet) -> bytes:
+def with_weights(exported: bytes, model: MultiTaskModel) -> bytes:
     """The ONNX file of a network from that of another, which differs in widths only.
 
     The graph is the same at any widths, and tracing it takes seconds.
@@ -169,7 +173,7 @@ def onnx_session(exported: bytes) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
 
 
-def check_outputs(model: MultiTaskNet, session: onnxruntime.InferenceSession, images: Tensor) -> None:
+def check_outputs(model: MultiTaskModel, session: onnxruntime.InferenceSession, images: Tensor) -> None:
     """Raises ValueError unless both give the same for (B, 3, H, W) images: within 1e-4, and where a task's outputs are
     all smaller than one, within 1e-4 of the largest.
     """
@@ -197,7 +201,7 @@ def measure(
     exported, rows, calls = export_onnx(build(dense, 0), size), [], []
     channels_last = partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
     for kept in widths:
-        architecture = replace(dense, widths=kept)
+        architecture = dense.with_widths(list(kept))
         model = build(architecture, 0).eval().to(memory_format=torch.channels_last)  # as in training
         session = onnx_session(with_weights(exported, model))
         costs = {"widths": kept, **complexity(architecture, size)}
@@ -232,7 +236,7 @@ def speedups(networks: pd.DataFrame, measured: pd.DataFrame, dense: Architecture
     networks: `networks_along`; measured: `measure`, the dense widths included. Columns theoretical (dense MACs / MACs),
     speedup (dense latency / latency) and memory_ratio (dense peak / peak).
     """
-    reference = measured[measured["widths"] == dense.widths].set_index(SETTING)[["macs", "milliseconds", "peak_mib"]]
+    reference = measured[measured["widths"] == tuple(dense.width_list)].set_index(SETTING)[["macs", "milliseconds", "peak_mib"]]
     table = networks.merge(measured, on="widths").join(reference.add_suffix("_dense"), on=SETTING)
     ratios = {"theoretical": "macs", "speedup": "milliseconds", "memory_ratio": "peak_mib"}
     table = table.assign(**{name: table[f"{column}_dense"] / table[column] for name, column in ratios.items()})

@@ -66,22 +66,22 @@ def at_sizes(
 ) -> pd.DataFrame:
     """Pruning runs at each size, of the run that was tuned for it or the one that serves all.
 
-    pruned: recovered networks; columns criterion, seed, arm, rank (NaN: serves all) and landing.
-    targets: parameter counts by rank. It is the very network whose architecture is re-trained,
-    where its size is right; else `value_at`. One row per criterion, seed, arm and rank.
+    pruned: recovered networks; columns criterion, seed, arm, level (NaN: serves all) and target_level.
+    targets: parameter counts by level. It is the very network whose architecture is re-trained,
+    where its size is right; else `value_at`. One row per criterion, seed, arm and level.
     """
     cell = ["criterion", "seed", "arm"]
     points = []
     for names, rows in pruned.groupby(cell, sort=False):
-        for rank, size in targets.items():
-            run = rows[rows["rank"].isna() | (rows["rank"] == rank)]
-            landed = run[(run["landing"] == rank) & same_size(run["parameters"], size)]
+        for level, size in targets.items():
+            run = rows[rows["level"].isna() | (rows["level"] == level)]
+            landed = run[(run["target_level"] == level) & same_size(run["parameters"], size)]
             run = landed if len(landed) else run
             if len(run):
                 widths = run.loc[(run["parameters"] - size).abs().idxmin(), "widths"]
                 values = {column: value_at(run, size, column) for column in columns}
-                points.append({**dict(zip(cell, names)), "rank": rank, "widths": widths, **values})
-    return pd.DataFrame(points, columns=[*cell, "rank", "widths", *columns])
+                points.append({**dict(zip(cell, names)), "level": level, "widths": widths, **values})
+    return pd.DataFrame(points, columns=[*cell, "level", "widths", *columns])
 
 
 def interval(mean, sd, seeds, level):

@@ -1,8 +1,9 @@
-"""Result tables: what all finished runs of a profile measured, in a few files that are committed with the figures.
+"""Result tables: what all finished runs measured, in a few files committed with the figures.
 
-<figures>/<profile>/results/<stage>_<table>.csv has the rows of every run of that stage, named by `run`; runs.jsonl says of
-each run which cell of the grid it is and where it came from. Weights stay in the run folders. A run folder that is gone
-is laid again from the tables, so that a study goes on from a fresh clone.
+<figures>/<profile>/results/<stage>_<table>.csv has the rows of every run of that stage, named by
+`run`; runs.jsonl says of each run which cell of the grid it is and where it came from. Weights stay
+in the run folders. A run folder that is gone is laid again from the tables, so that a study goes on
+from a fresh clone.
 """
 
 import csv
@@ -12,77 +13,84 @@ import json
 import re
 from pathlib import Path
 
-from mtprune_utils.files import csv_text, parse_json, read_json, read_table, write_atomically, write_json
-from mtprune_utils.runs import TABLES, Experiment, Run
-
-RECORDS = "runs.jsonl"
-TEXTS = ("run", "widths", "phase", "predictor", "state")  # columns; all others hold numbers
-AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
-
-
-def results_folder(experiment: Experiment, figures: Path) -> Path:
-    return Path(figures) / experiment.label / "results"
+from mtprune_utils.files import csv_text, parse_json, read_json, read_table, write_atomically
+from mtprune_utils.study.grid import Experiment, Run
+from mtprune_utils.study.store import (
+    AGAIN, BEST, PROVENANCE, RECORDS, TEXTS, results_folder, table_names,
+)
+from mtprune_utils.stages import stage_names
 
 
 def collect(experiment: Experiment, figures: Path) -> dict:
-    """Bring the tables up to date with the run folders, and read them: {"<stage>_<table>": data frame}.
+    """Bring the tables up to date with the run folders, and read them.
 
-    Runs that are not of the experiment's grid, because a number has changed since, are dropped. Each table has the run's
-    cell (criterion, seed, rank, arm) in front. Raises FileNotFoundError if no run is finished, and
-    ValueError, before anything is written, if the runs of a stage are of several codes.
+    Returns {"<stage>_<table>": data frame}, with each run's cell (criterion, seed, level, arm) in
+    front. Runs that are not of the experiment's grid, because a number has changed since, are
+    dropped. Raises FileNotFoundError if no run is finished, and ValueError, before anything is
+    written, if the runs of a stage are of several codes.
     """
-    folder = results_folder(experiment, figures)
+    folder = results_folder(experiment.label, figures)
     grid = experiment.runs()
     records, stored = _read(folder)
-    lines, parts = [], {name: [] for name in _table_names()}
+    lines, parts = [], {name: [] for name in table_names()}
+    codes: list[tuple[Run, str]] = []
     for run in grid:
-        run.reopen_if_damaged(print)
+        run.invalidate_if_corrupt(print)
         if not run.done and run.name not in records:
             continue
-        lines.append(json.dumps(_record(run) if run.done else records[run.name]))
-        for file in TABLES[run.stage]:
-            name = f"{run.stage}_{Path(file).stem}"
-            text = run.path(file).read_text() if run.done else _stored(records[run.name], file, stored, folder)
-            parts[name].append((run, text))
+        record = _record(run) if run.done else records[run.name]
+        lines.append(json.dumps(record))
+        codes.append((run, record["files"][PROVENANCE]["code"]))
+        for file in run.tables:
+            here = run.path(file).read_text() if run.done else _stored(record, file, stored, folder)
+            parts[f"{run.stage}_{Path(file).stem}"].append((run, here))
     if not lines:
         name, command = experiment.profile.name, experiment.command
-        raise FileNotFoundError(f"no run of {name} is finished, and no table of it is here: run `{command}`")
-    kept = [json.loads(line) for line in lines]
-    experiment.check_codes((r["stage"], r["files"]["provenance.json"]["code"]) for r in kept)
+        nothing = f"no run of {name} is finished, and no table of it is here"
+        raise FileNotFoundError(f"{nothing}: run `{command}`")
+    experiment.check_codes(codes)
     tables = {}
     for name, texts in parts.items():
-        rows = [{"run": run.name, **row} for run, text in texts for row in csv.DictReader(io.StringIO(text))]
+        rows = [
+            {"run": run.name, **row}
+            for run, text in texts for row in csv.DictReader(io.StringIO(text))
+        ]
         columns = list(dict.fromkeys(column for row in rows for column in row))
         if rows:
             write_atomically(folder / f"{name}.csv", csv_text(rows, columns).encode())
         tables[name] = _with_cells(texts)
-    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())  # last: it names no run whose rows are not there
+    # Last: it names no run whose rows are not there.
+    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())
     return tables
 
 
 def gather(runs: list[Run], file: str):
-    """One table of the given file of every run, with the run's cell (criterion, seed, rank, arm) in front."""
+    """One table of the given file of every run, with the run's cell in front."""
     return _with_cells([(run, run.path(file).read_text()) for run in runs])
 
 
 def _with_cells(texts: list[tuple[Run, str]]):
     import pandas as pd  # the launcher, which lays folders again, starts without
 
-    parts = [pd.DataFrame([run.cell]).merge(pd.read_csv(io.StringIO(text)), how="cross") for run, text in texts]
+    parts = [
+        pd.DataFrame([run.cell]).merge(pd.read_csv(io.StringIO(text)), how="cross")
+        for run, text in texts
+    ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def origins_of(runs: list[Run]) -> dict[str, dict]:
     """{"<stage>/<name>": provenance} of finished runs, with the hash of their tables, "content"."""
-    origins = [read_json(run.path("provenance.json")) | {"content": run.content} for run in runs]
+    origins = [read_json(run.path(PROVENANCE)) | {"content": run.content} for run in runs]
     return {f"{run.stage}/{run.name}": origin for run, origin in zip(runs, origins)}
 
 
 def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
     """The same of every run in the tables; those whose folders are gone have no "content"."""
-    records = _read(results_folder(experiment, figures))[0].values()
-    labels = [f"{record['stage']}/{record['name']}" for record in records]
-    known = dict(zip(labels, (record["files"]["provenance.json"] for record in records)))
+    records = _read(results_folder(experiment.label, figures))[0].values()
+    known = {
+        f"{record['stage']}/{record['name']}": record["files"][PROVENANCE] for record in records
+    }
     here = origins_of([run for run in experiment.runs() if run.done])
     return known | {label: origin for label, origin in here.items() if label in known}
 
@@ -93,38 +101,35 @@ def restore(experiment: Experiment, figures: Path) -> int:
     Returns how many. Raises ValueError, in one line that names the file, before anything is laid, if a
     record or table is not as `collect` wrote it: broken off, edited, merged.
     """
-    folder = results_folder(experiment, figures)
+    folder = results_folder(experiment.label, figures)
     records, stored = _read(folder)
     missing = [run for run in experiment.runs() if run.name in records and not run.done]
     texts = {
         run.path(file): _stored(records[run.name], file, stored, folder)
-        for run in missing for file in TABLES[run.stage]
+        for run in missing for file in run.tables
     }
     for run in missing:
         record = records[run.name]
-        for file in TABLES[run.stage]:
-            write_atomically(run.path(file), texts[run.path(file)].encode())
+        origin = record["files"][PROVENANCE]
+        for file in run.tables:
+            run.write(file, texts[run.path(file)].encode())
         for file, content in record["files"].items():
-            write_json(run.path(file), content)
-        run.write_json("params.json", record["files"]["provenance.json"]["params"])
+            run.write_json(file, content)
+        run.write_json("params.json", origin["params"])
         for foreign in (*run.folder.glob("*.safetensors"), *run.folder.glob("checkpoints/*")):
             foreign.unlink()  # of an unfinished run: perhaps of other code
-        run.finish(record["files"]["provenance.json"]["code"])
+        run.finish(origin["code"])
     return len(missing)
-
-
-def _table_names() -> list[str]:
-    return [f"{stage}_{Path(file).stem}" for stage, files in TABLES.items() for file in files]
 
 
 def _files(stage: str) -> tuple[str, ...]:
     """A run's files that its record holds."""
-    return ("provenance.json", "timing.json", *(["best.json"] if stage == "tune" else []))
+    return (PROVENANCE, "timing.json", *([BEST] if stage == "tune" else []))
 
 
 def _record(run: Run) -> dict:
     files = {file: read_json(run.path(file)) for file in _files(run.stage)}
-    rows = {file: _sum(read_table(run.path(file))) for file in TABLES[run.stage]}
+    rows = {file: _sum(read_table(run.path(file))) for file in run.tables}
     return {"stage": run.stage, "name": run.name, **run.cell, "files": files, "rows": rows}
 
 
@@ -139,16 +144,16 @@ def _read(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, list[dict[
         try:
             record = parse_json(line)
             stage, name, files = record["stage"], record["name"], record["files"]
-            sound = stage in TABLES and re.fullmatch(r"[\w.-]+", name) and name not in records
+            sound = stage in stage_names() and re.fullmatch(r"[\w.-]+", name) and name not in records
             sound = sound and all(type(files[file]) is dict for file in _files(stage))
             if not sound or set(files) != {*_files(stage)}:
                 raise ValueError("not the record of one run")
-            {key: files["provenance.json"][key] for key in ("code", "params")}  # read later on
+            {key: files[PROVENANCE][key] for key in ("code", "params")}  # read later on
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise ValueError(f"{path}: line {number} is damaged ({reason}), {AGAIN}"[:300]) from None
         records[name] = record
-    return records, {name: _read_parts(folder / f"{name}.csv") for name in _table_names()}
+    return records, {name: _read_parts(folder / f"{name}.csv") for name in table_names()}
 
 
 def _read_parts(path: Path) -> dict[str, list[dict[str, str]]]:
