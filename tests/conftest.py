@@ -6,39 +6,53 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtprune_utils import tasks
-from mtprune_utils.data import Dataset, Split
-from mtprune_utils.models import Architecture, build
+from mtprune_utils.core.data import Dataset, Split
+from mtprune_utils.core.model import Architecture, build
+from mtprune_utils.core.task import channels
+from mtprune_utils.tasks.depth import depth
+from mtprune_utils.tasks.normals import normals
+from mtprune_utils.tasks.segmentation import segmentation
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results repeat to the bit on the CPU only
 
-TASKS = {task.name: task for task in (tasks.segmentation(5), tasks.depth(), tasks.normals())}
-WIDTHS = (8, 8, 8, 8, 10, 10, 10, 12, 12, 12, 12, 12, 12)
+CLASSES = ("a", "b", "c", "d", "e")
+TASKS = {task.name: task for task in (segmentation(CLASSES), depth(), normals())}
+WIDTHS = (8, 8, 8, 8, 10, 10, 10, 12, 12, 12, 12, 12, 12)  # of VGG-16's layers
 
 
 def random_split(images: int, size: int = 32, seed: int = 0) -> Split:
     generator = torch.Generator().manual_seed(seed)
-    normals = torch.nn.functional.normalize(torch.randn(images, 3, size, size, generator=generator), dim=1)
+    vectors = torch.randn(images, 3, size, size, generator=generator)
+
+    def integers(most: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(0, most, shape, generator=generator, dtype=torch.uint8)
+
     return Split(
-        torch.randint(0, 256, (images, 3, size, size), generator=generator, dtype=torch.uint8),
+        integers(256, (images, 3, size, size)),
         {
-            "segmentation": torch.randint(0, 5, (images, size, size), generator=generator, dtype=torch.uint8),
+            "segmentation": integers(5, (images, size, size)),
             "depth": torch.rand(images, 1, size, size, generator=generator) * 4 + 0.5,
-            "normals": normals.half(),
+            "normals": torch.nn.functional.normalize(vectors, dim=1).half(),
         },
     )
+
+
+def narrow(architecture: Architecture, widths=WIDTHS, **changed) -> Architecture:
+    """A VGG-16 of these widths, whichever its backbone and stride are."""
+    full = replace(architecture, widths={}, **changed)
+    return full.with_widths(list(widths))
 
 
 @pytest.fixture
 def dataset() -> Dataset:
     train = random_split(24)
     splits = train, random_split(8, seed=1), random_split(8, seed=2), replace(train, targets={})
-    return Dataset("random", TASKS, ("a", "b", "c", "d", "e"), *splits, "0")
+    return Dataset("random", TASKS, *splits, "0")
 
 
 @pytest.fixture
 def architecture() -> Architecture:
-    return Architecture({name: task.channels for name, task in TASKS.items()}, widths=WIDTHS, stride=8, head_width=8, dropout=0.0)
+    return narrow(Architecture(channels(TASKS), stride=8, head_width=8, dropout=0.0))
 
 
 @pytest.fixture
