@@ -1,30 +1,33 @@
-# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, level) -> figures, with the control
-# arms beside them and, where a profile tunes, a search before each prune and retrain.
-# Each job executes one notebook. Usually started by `make figures`; by hand, or on a cluster:
+# The batch as a graph: dense(seed) -> prune(criterion, seed) -> retrain(criterion, seed, level) ->
+# figures, with the control arms beside them and, where a profile tunes, a search before each prune
+# and retrain. Each job executes one notebook. Usually started by `make figures`; by hand, or on a
+# cluster:
 #     snakemake --cores 2 --rerun-triggers input --config profile=quick
 #
-# A run folder's name carries a hash of every number that its results depend on, so a changed number makes a new run.
-# Whether a finished run is the present code's, and follows from what is here, is decided by its
-# marker's content: the launcher takes the markers of others away (`batch.reopen_outdated`), a
-# notebook refuses them. So inputs are `ancient`: times decide nothing. The executed notebook is no
-# `log:`, because Snakemake deletes logs before a job and leaves an empty file where a failed one
-# wrote none.
+# A run folder's name carries a hash of every number that its results depend on, so a changed number
+# makes a new run. Whether a finished run is the present code's, and follows from what is here, is
+# decided by its marker's content: the launcher takes the markers of others away
+# (`launch.reopen_outdated`), a notebook refuses them. So inputs are `ancient`: times decide
+# nothing. The executed notebook is no `log:`, because Snakemake deletes logs before a job and
+# leaves an empty file where a failed one wrote none.
 
 import json
 import shlex
 import sys
 from pathlib import Path
 
-from mtprune_utils.batch import tell, visible_gpus
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS
-from mtprune_utils.profiles import known
-from mtprune_utils.runs import TABLES, Experiment
+from mtprune_utils.registry import known
+from mtprune_utils.run.launch import tell, visible_gpus
+from mtprune_utils.stages import get_stage, stage_names
+from mtprune_utils.study import store
+from mtprune_utils.study.grid import Experiment
 
 for key in config:
     known(key, ("profile", "runs", "figures", "overrides", "data", "root"), "setting")
 SHARED = {
-    "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")), "overrides": config.get("overrides", {}),
-    "data": config.get("data", "rooms"), "root": str(config.get("root") or ""),
+    "profile": config.get("profile", "quick"), "runs": str(config.get("runs", "runs")),
+    "overrides": config.get("overrides", {}), "data": config.get("data", "rooms"),
+    "root": str(config.get("root") or ""),
 }
 EXPERIMENT = Experiment.open(**SHARED)
 EXPERIMENT.check()
@@ -33,23 +36,22 @@ RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
-# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but what others wait for
-# goes first, dense networks a seed ahead, so that no core idles.
+# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but
+# what others wait for goes first, dense networks a seed ahead, so that no core idles.
 PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1}
-PAPER = EXPERIMENT.paper_runs()
-FIGURES = {  # figure: the runs it shows
-    "fig1_iterative_pruning": [run for run in PAPER if run.stage != "retrain"],
-    "fig2_layer_widths": [run for run in PAPER if run.stage != "retrain"],
-    "fig3_retrained_from_scratch": PAPER,
-    "fig4_speedup": [run for run in PAPER if run.stage == "prune" and run.seed == 0],
-    "fig5_claims": list(RUNS.values()),
-}
-# Weights are no outputs: a run whose tables alone are here counts as finished. done.json is written last.
-STAGE_FILES = {stage: (*tables, "done.json") for stage, tables in TABLES.items()}
-FIGURE_FILES = [f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{suffix}" for suffix in ("png", "pdf", "csv", "json")]
-RUN = (  # exec: no shell stands between Snakemake and the runner, which ends when Snakemake does
-    "exec {sys.executable:q} -m mtprune_utils.batch notebook "
-    "{params.notebook} {params.executed:q} --expect {output:q} {params.arguments}"
+ABOUT = {path: store.about_notebook(path) for path in store.notebook_paths()}
+# {figure: its notebook}. What else that one draws comes with it, and not in every profile.
+FIGURES = {about["figures"][0]: path for path, about in ABOUT.items() if "figures" in about}
+# Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
+# written last.
+STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
+FIGURE_FILES = [
+    f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{kind}" for kind in store.FIGURE_KINDS
+]
+# exec: no shell stands between Snakemake and the runner, which ends when Snakemake does.
+RUN = (
+    "exec {sys.executable:q} -m mtprune_utils.run.launch notebook "
+    "{params.notebook:q} {params.executed:q} --expect {output:q} {params.arguments}"
 )
 
 
@@ -59,16 +61,21 @@ def run_files(run):
 
 def cell(run):
     """A run's cell as its notebook's parameters: a search has its profile's seed."""
-    return {name: value for name, value in run.cell.items() if value is not None and (run.stage, name) != ("tune", "seed")}
+    named = {name: value for name, value in run.cell.items() if value is not None}
+    if run.stage == "tune":
+        del named["seed"]
+    return named
 
 
 def job_name(run):
-    words = [f"{value}" if name in ("criterion", "arm") else f"{name} {value}" for name, value in cell(run).items()]
+    plain = ("criterion", "arm")
+    named = cell(run).items()
+    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
     return " ".join([run.stage, *words])
 
 
 def arguments(job, parameters):
-    """As `batch notebook` takes them: text as it is, the rest as JSON."""
+    """As `launch notebook` takes them: text as it is, the rest as JSON."""
     words = ["--job", job]
     for name, value in parameters.items():
         words += ["-p", name, value if isinstance(value, str) else json.dumps(value)]
@@ -79,14 +86,16 @@ def priority(stage):
     def of(wildcards):
         seed = RUNS[f"{stage}/{wildcards.name}"].seed
         first = -1 if seed == PROFILE.tuning.seed else seed
-        return PRIORITIES[stage] + 10 * (PROFILE.seeds - first)  # all above a figure's 0: those fill the gaps at the end
+        # All above a figure's 0: those fill the gaps at the end.
+        return PRIORITIES.get(stage, 0) + 10 * (PROFILE.seeds - first)
 
     return of
 
 
 def upstream(stage):
     return lambda wildcards: [
-        ancient(file) for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)
+        ancient(file)
+        for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)
     ]
 
 
@@ -99,7 +108,8 @@ def stage_arguments(stage):
 
 
 def figure_inputs(wildcards):
-    return [ancient(file) for run in FIGURES[wildcards.figure] for file in run_files(run)]
+    needed = EXPERIMENT.needed(ABOUT[FIGURES[wildcards.figure]]["needs"])
+    return [ancient(file) for run in needed for file in run_files(run)]
 
 
 def figure_arguments(wildcards, output):
@@ -124,7 +134,7 @@ rule all:
         expand(FIGURE_FILES, figure=FIGURES),
 
 
-for stage, notebook in STAGE_NOTEBOOKS.items():
+for stage in stage_names():
 
     rule:
         name:
@@ -134,7 +144,7 @@ for stage, notebook in STAGE_NOTEBOOKS.items():
         output:
             [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
         params:
-            notebook=notebook,
+            notebook=str(store.stage_notebook(stage)),
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
         resources:
@@ -150,7 +160,7 @@ rule figure:
     output:
         FIGURE_FILES,
     params:
-        notebook=lambda wildcards: FIGURE_NOTEBOOKS[wildcards.figure],
+        notebook=lambda wildcards: str(FIGURES[wildcards.figure]),
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
     # Latencies are measured while nothing else runs.

@@ -1,17 +1,16 @@
-"""The batch: one notebook executed so that its success can be believed, and every figure of a profile in one command.
+"""The batch: every figure of a profile in one command, and the single notebook that a job is.
 
-    python -m mtprune_utils.batch notebook NOTEBOOK OUTPUT -p NAME VALUE ...
-    python -m mtprune_utils.batch figures --profile quick
-    python -m mtprune_utils.batch claims --profile study
-    python -m mtprune_utils.batch refresh
+    python -m mtprune_utils.run.launch notebook NOTEBOOK OUTPUT -p NAME VALUE ...
+    python -m mtprune_utils.run.launch figures --profile quick
+    python -m mtprune_utils.run.launch claims --profile study
+    python -m mtprune_utils.run.launch refresh
 
-`figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job. Only the standard library is
-imported at the top: the runner of a job waits for its kernel and needs no torch.
+`figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job. No torch is
+imported at the top: the runner of a job waits for its kernel and needs none.
 """
 
 import argparse
 import contextlib
-import ctypes
 import getpass
 import json
 import os
@@ -24,37 +23,34 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from mtprune_utils.execution import (
-    FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, NotebookError,
-    check_run, execute, notebook_parameters, refresh_notebooks,
+from mtprune_utils.files import (
+    PROJECT, locked, read_json, read_table, try_lock, write_atomically, write_json,
 )
-from mtprune_utils.files import PROJECT, locked, read_table, try_lock, write_atomically, write_json
+from mtprune_utils.processes import ENVIRONMENT, end_with_parent
+from mtprune_utils.run.notebook import (
+    NotebookError, check_run, execute, notebook_parameters, refresh_notebooks,
+)
+from mtprune_utils.stages import stage_names
+from mtprune_utils.study import store
 
-STAGES = (*STAGE_NOTEBOOKS, "figure")
+STAGES = (*stage_names(), "figure")
 RETRIES = 1  # of a failed job
 RESUME = "Run the same command again to resume: what is finished stays finished."
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",  # results differ in the last digits between one thread and two
-    # Keep the memory of large tensors for the next ones: to get it from the system anew takes 5 % of a step (glibc).
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26),
-}
+CLAIMS = "fig5_claims"  # the figure whose notebook judges them
+NO_GPU = ("", "-1")  # in CUDA_VISIBLE_DEVICES
 # Precedes what jobs tell the launcher, among Snakemake's own lines: a control character, so that
 # no path that Snakemake names is taken for it.
 EVENT = "\x1emtprune: "
 
 
-def end_with_parent(signum: int) -> None:
-    """Send this process a signal when its parent dies, even of kill -9 (Linux; the kernels look by themselves)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signum)  # 1: PR_SET_PDEATHSIG
-
-
 def visible_gpus() -> list[str]:
     """The GPUs that may be used, found without importing torch."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+        named = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [name for name in named if name.strip() not in NO_GPU]
     try:
-        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True).stdout
+        command = ["nvidia-smi", "-L"]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return []
     return [str(index) for index in range(len(re.findall(r"^GPU \d+:", listing, re.MULTILINE)))]
@@ -62,14 +58,21 @@ def visible_gpus() -> list[str]:
 
 @contextlib.contextmanager
 def one_gpu():
-    """Give this process a GPU of its own, waiting for a free one. Snakemake counts GPUs but does not say which."""
+    """Give this process a GPU of its own, waiting for a free one.
+
+    Snakemake counts GPUs, but does not say which.
+    """
     with contextlib.ExitStack() as stack:
         locks = {}
         for gpu in visible_gpus():
             name = urllib.parse.quote(gpu, safe="")  # MIG's have slashes
             path = Path(tempfile.gettempdir(), f"mtprune-{os.getuid()}-gpu-{name}.lock")
             locks[gpu] = stack.enter_context(open(path, "a", opener=_no_link))
-        while locks and not (free := next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)):
+
+        def first_free() -> str | None:
+            return next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)
+
+        while locks and not (free := first_free()):
             time.sleep(1)
         if locks:
             os.environ["CUDA_VISIBLE_DEVICES"] = free
@@ -81,17 +84,21 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
-def run_notebook(notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None) -> int:
-    """Execute one notebook with the ENVIRONMENT.
+def run_notebook(
+    notebook: str, output: str, parameters: dict, expected_files: list[str], job: str | None
+) -> int:
+    """Execute one notebook with the ENVIRONMENT. Returns the exit code.
 
-    job: its name in the batch; such a run ends with the batch, takes a GPU of its own and reports to the launcher.
+    job: its name in the batch; such a run ends with the batch, takes a GPU of its own and reports
+    to the launcher.
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
-    trains = job and not job.startswith("figure") and parameters.get("overrides", {}).get("device") != "cpu"
+    on_cpu = parameters.get("overrides", {}).get("device") == "cpu"
+    trains = job and not job.startswith("figure") and not on_cpu
     try:
         with one_gpu() if trains else contextlib.nullcontext():
             tell(job, "started")
@@ -105,7 +112,8 @@ def run_notebook(notebook: str, output: str, parameters: dict, expected_files: l
         print(f"{error}\nSee {failed}" if Path(failed).exists() else error, file=sys.stderr)
         return 1
     except (SystemExit, KeyboardInterrupt):  # from main's handlers of signals
-        print(f"{Path(notebook).name}: stopped. Run it again: it goes on from its last checkpoint, if it has one", file=sys.stderr)
+        again = "Run it again: it goes on from its last checkpoint, if it has one"
+        print(f"{Path(notebook).name}: stopped. {again}", file=sys.stderr)
         raise
     tell(job, "done", seconds=time.monotonic() - start)
     if not job:
@@ -123,7 +131,10 @@ def tell(job: str | None, event: str, **more) -> None:
 # --- the batch ---
 
 class Progress:
-    """What the launcher knows of its jobs: a line on each as it starts and ends, a summary at the end."""
+    """What the launcher knows of its jobs.
+
+    It prints a line on each as it starts and ends, and a summary at the end.
+    """
 
     def __init__(self, timings: Path, jobs_at_once: int):
         self.timings, self.jobs_at_once, self.start = timings, jobs_at_once, time.monotonic()
@@ -138,7 +149,7 @@ class Progress:
             self.seconds = {row["job"]: float(row["seconds"]) for row in read_table(self.timings)}
 
     def read(self, line: str) -> None:
-        """Take in a line of Snakemake's output: an event of ours, or a row of its table of jobs to run."""
+        """Take in a line of Snakemake's: an event of ours, or a row of its table of jobs to run."""
         try:
             event = json.loads(line.partition(EVENT)[2])
         except ValueError:  # Snakemake's own
@@ -154,7 +165,8 @@ class Progress:
     def started(self, job: str) -> None:
         if not self.attempts:
             earlier = len(self.jobs) - self.total
-            print(f"{self.total} jobs to do, {earlier} finished earlier; {self.jobs_at_once} at a time", flush=True)
+            count = f"{self.total} jobs to do, {earlier} finished earlier"
+            print(f"{count}; {self.jobs_at_once} at a time", flush=True)
         self.attempts[job] = self.attempts.get(job, 0) + 1
         self.running.add(job)
         self.say(job, "started")
@@ -164,9 +176,13 @@ class Progress:
         self.failed.pop(job, None)
         self.finished += 1
         self.seconds[job] = seconds
-        rows = [f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n" for name in self.jobs if name in self.seconds]
+        rows = [
+            f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n"
+            for name in self.jobs if name in self.seconds
+        ]
         write_atomically(self.timings, ("stage,job,seconds\n" + "".join(rows)).encode())
-        self.say(job, f"done in {duration(seconds)}   (elapsed {duration(time.monotonic() - self.start)})")
+        elapsed = duration(time.monotonic() - self.start)
+        self.say(job, f"done in {duration(seconds)}   (elapsed {elapsed})")
 
     def failure(self, job: str, seconds: float, error: str, notebook: str) -> None:
         self.running.remove(job)
@@ -175,14 +191,16 @@ class Progress:
         self.say(job, f"FAILED after {duration(seconds)}{again}: {error}")
 
     def say(self, job: str, what: str) -> None:
-        print(f"[{self.finished:{len(str(self.total))}}/{self.total}] {job}  {what}", flush=True)
+        done = f"{self.finished:{len(str(self.total))}}/{self.total}"
+        print(f"[{done}] {job}  {what}", flush=True)
 
     def summary(self) -> str:
         lines = [f"Done in {duration(time.monotonic() - self.start)}."]
         if not self.total:
             lines = [f"Everything is up to date: all {len(self.jobs)} jobs were finished earlier."]
         for stage in STAGES:
-            times = [self.seconds[job] for job in self.jobs if job.split()[0] == stage and job in self.seconds]
+            jobs = [job for job in self.jobs if job.split()[0] == stage]
+            times = [self.seconds[job] for job in jobs if job in self.seconds]
             if times:
                 total, mean = duration(sum(times)), duration(sum(times) / len(times))
                 lines.append(f"  {stage:8} {len(times):3} jobs   {total} in total, {mean} each")
@@ -190,7 +208,8 @@ class Progress:
         return "\n".join([*lines, *(f"  {shown(figure)}" for figure in self.figures)])
 
     def trouble(self, log: Path) -> str:
-        failed = self.failed | {job: {"error": "killed from outside (out of memory?)"} for job in self.running}
+        killed = {"error": "killed from outside (out of memory?)"}
+        failed = self.failed | dict.fromkeys(self.running, killed)
         if not failed:
             lines = log.read_text(encoding="utf-8").rstrip().split("\n")
             lines = [line for line in lines if EVENT not in line]
@@ -203,10 +222,26 @@ class Progress:
         return "\n".join([*lines, RESUME])
 
 
+def choose_cache() -> None:
+    """Without a home folder to write to, as in many containers, decoded data lies beside runs."""
+    if os.environ.get("MTPRUNE_CACHE"):
+        return
+    try:
+        folder = Path("~/.cache/mtprune").expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    except (OSError, RuntimeError):  # no home, or a file in its place
+        pass
+    os.environ["MTPRUNE_CACHE"] = str((PROJECT / "runs" / ".cache").resolve())
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def shown(path: str | Path) -> str:
@@ -216,20 +251,23 @@ def shown(path: str | Path) -> str:
 
 
 def from_repository(path: str | Path) -> str:
-    """A path relative to the repository where it lies inside: no path of this machine gets into notebooks."""
+    """A path relative to the repository, if it lies inside: notebooks hold none of this machine."""
     absolute = Path(path).resolve()
     return str(absolute.relative_to(PROJECT) if absolute.is_relative_to(PROJECT) else absolute)
 
 
 def snakemake_command(jobs: int, config: Path) -> list[str]:
-    """How the batch calls Snakemake. The launcher's lock stands in for Snakemake's, which outlives a killed driver.
+    """How the batch calls Snakemake.
 
-    Of Snakemake's reasons to run a job again, the text of its shell command is left out: results do not depend on it.
+    The launcher's lock stands in for Snakemake's, which outlives a killed driver. Of Snakemake's
+    reasons to run a job again, the text of its shell command is left out: results do not depend on
+    it.
     """
     gpus = len(visible_gpus())
     return [
-        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".", "--nocolor", "--nolock",
-        "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
+        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".",
+        "--nocolor", "--nolock", "--cores", str(jobs),
+        *(["--resources", f"gpu={gpus}"] if gpus else []),
         "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
         "--rerun-triggers", "input", "--configfile", str(config),
         "--profile", "none",  # of the user's own
@@ -240,16 +278,15 @@ def snakemake_command(jobs: int, config: Path) -> list[str]:
 
 
 def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False) -> int:
-    """Bring every run and figure of a profile up to date. Returns the exit code; a lock refuses a second batch.
+    """Bring every run and figure of a profile up to date. Returns the exit code.
 
-    settings: profile, data, root, runs and overrides, see `Experiment.open`. restore: what the committed result tables know
-    and is not here counts as finished.
+    A lock refuses a second batch. settings: profile, data, root, runs and overrides, see
+    `Experiment.open`. restore: what the committed result tables know and is not here counts as
+    finished.
     """
-    import torch
-
-    from mtprune_utils import results
-    from mtprune_utils.data import data_root
-    from mtprune_utils.runs import Experiment
+    from mtprune_utils.datasets import data_root
+    from mtprune_utils.study import tables
+    from mtprune_utils.study.grid import Experiment
 
     experiment = Experiment.open(**settings)  # a misspelt name is told at once, in one line
     experiment.check()
@@ -258,14 +295,7 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
         raise ValueError(
             f"runs and figures may lie in no folder whose name has {odd[0]!r} in it: choose others"
         )
-    device, gpus = experiment.profile.device, visible_gpus()
-    if device == "cuda" and not gpus:
-        raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
-    if device != "cpu" and gpus and not torch.cuda.is_available():  # else a GPU's work would begin on one core
-        named = os.environ.get("CUDA_VISIBLE_DEVICES")
-        what = f"CUDA_VISIBLE_DEVICES names {named}, which" if named else "there is a GPU here that"
-        way = "correct or unset it" if named else "update its driver"
-        raise ValueError(f"{what} torch cannot use: {way}, or override device with cpu")
+    check_gpus(experiment.profile.device)
     profile = experiment.profile.name
     folder, place = PROJECT / settings["runs"] / profile, PROJECT / figures / experiment.label
     with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):
@@ -273,9 +303,9 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
             time.sleep(3)
         root = settings["root"] and str(Path(data_root(settings["root"])).resolve())
         write_json(folder / "batch.json", {**settings, "root": root, "figures": figures})
-        timings, committed = folder / f"timings-{experiment.label}.csv", place / "timings.csv"
+        timings, committed = folder / f"timings-{experiment.label}.csv", place / store.TIMINGS
         if restore:
-            count = results.restore(experiment, place.parent)
+            count = tables.restore(experiment, place.parent)
             print(f"{count} finished runs laid out from {shown(place / 'results')}", flush=True)
             if committed.exists() and not timings.exists():
                 write_atomically(timings, committed.read_bytes())
@@ -284,8 +314,21 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
         code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock)
         if code == 0 and timings.exists():  # beside the figures, for the README's table
             write_atomically(committed, timings.read_bytes())
-            renew_readme(place)
         return code
+
+
+def check_gpus(device: str) -> None:
+    """Raises ValueError where a GPU's work would fail, or begin on one core."""
+    import torch
+
+    gpus = visible_gpus()
+    if device == "cuda" and not gpus:
+        raise ValueError("device is cuda, but there is no GPU here: override it with auto or cpu")
+    if device != "cpu" and gpus and not torch.cuda.is_available():
+        named = os.environ.get("CUDA_VISIBLE_DEVICES")
+        what = f"CUDA_VISIBLE_DEVICES names {named}, which" if named else "there is a GPU here that"
+        way = "correct or unset it" if named else "update its driver"
+        raise ValueError(f"{what} torch cannot use: {way}, or override device with cpu")
 
 
 def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
@@ -294,11 +337,9 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
     That is decided by content. Snakemake then makes what is missing, and what depends on it.
     restored: runs come from committed tables; rather than lost, they are refused (ValueError).
     """
-    from mtprune_utils import check
-
     grid = experiment.runs()
     for run in grid:
-        run.reopen_if_damaged(print)
+        run.invalidate_if_corrupt(print)
     outdated = {run: why for run in grid if run.done and (why := run.outdated())}
     if outdated:
         what = f"{len(outdated)} of {len(grid)} runs are outdated: {next(iter(outdated.values()))}"
@@ -307,48 +348,56 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
             raise ValueError(f"{what}. `{again}` makes all again, without the tables")
         print(f"{what}. They are made again.", flush=True)
     for run in outdated:
-        run.path("done.json").unlink()
+        run.path(store.DONE).unlink()
     for figure in figures.glob("fig*.json"):
-        if not check.is_current(figure, experiment):
+        if not is_current(figure, experiment):
             figure.unlink()
     for path in (file for run in grid for file in run.folder.glob("*")):
         if path.stat().st_mtime > time.time():  # the clock was ahead: Snakemake's check would fail
             os.utime(path)
 
 
+def is_current(figure: Path, experiment) -> bool:
+    """Whether the figure with this provenance file would be drawn alike from the runs here."""
+    runs = {f"{run.stage}/{run.name}": run.content for run in experiment.runs() if run.done}
+    try:
+        origin = read_json(figure)
+        drawn = {label: run["content"] for label, run in origin["runs"].items()}
+        same_margin = origin["profile"]["margin"] == experiment.profile.margin
+        same = drawn.items() <= runs.items() and same_margin
+        return same and not store.drawn_otherwise(figure.stem, origin)
+    except (ValueError, LookupError, TypeError):  # no JSON, or not what `save_figure` writes
+        return False
+
+
 def judge_claims(settings: dict, figures: str) -> None:
     """The claims of what is finished so far: for a study of which not every run is there yet."""
-    from mtprune_utils.runs import Experiment
+    from mtprune_utils.study.grid import Experiment
 
-    notebook = PROJECT / FIGURE_NOTEBOOKS["fig5_claims"]
+    notebook = store.figure_notebooks()[CLAIMS]
     parameters = {**settings, "figures": figures, "train": False}
     check_run(notebook, parameters)
-    execute(notebook, PROJECT / settings["runs"] / settings["profile"] / "figures" / "fig5_claims.ipynb", parameters)
+    executed = PROJECT / settings["runs"] / settings["profile"] / "figures" / f"{CLAIMS}.ipynb"
+    execute(notebook, executed, parameters)
     place = PROJECT / figures / Experiment.open(**settings).label
-    renew_readme(place)
     print(f"Judged: {shown(place / 'table1_claims.csv')}")
 
 
-def renew_readme(figures: Path) -> None:
-    """The README shows the repository's own figures: they change together."""
-    from mtprune_utils import readme
-
-    if figures.parent == PROJECT / "figures" and figures.name in readme.CLAIM_PROFILES:
-        readme.renew()
-
-
 def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
-    """Run Snakemake, its words into the log, ours onto the screen. It dies with this process and holds the lock too."""
+    """Run Snakemake, its words into the log, ours onto the screen.
+
+    It dies with this process and holds the lock too.
+    """
     print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
     environment = os.environ | {"PYTHONUTF8": "1"}
     try:
         getpass.getuser()
-    except (KeyError, OSError):  # a container's user may have no name, and Snakemake asks for it
+    except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it
         environment["LOGNAME"] = str(os.getuid())
     process = subprocess.Popen(
         command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", errors="replace",
-        start_new_session=True, pass_fds=[lock], preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+        encoding="utf-8", errors="replace", start_new_session=True, pass_fds=[lock],
+        preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     try:
         with log.open("w", encoding="utf-8") as file:
@@ -361,7 +410,8 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         print("\nStopping the running jobs ...", flush=True)
-        os.killpg(process.pid, signal.SIGTERM)  # Snakemake starts no more jobs, the runners end their kernels
+        # Snakemake starts no more jobs, the runners end their kernels.
+        os.killpg(process.pid, signal.SIGTERM)
         try:
             process.communicate(timeout=90)  # the jobs write their checkpoints
         except subprocess.TimeoutExpired:
@@ -375,7 +425,10 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
 # --- the command line ---
 
 def parsed(text: str) -> object:
-    """A parameter's value: the text itself, unless it is JSON. (The notebook's types refuse half an object.)"""
+    """A parameter's value: the text itself, unless it is JSON.
+
+    (The notebook's types refuse half an object.)
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError):  # no JSON, or none that anybody means
@@ -386,7 +439,8 @@ def overrides(text: str) -> dict:
     """Overrides as the command line gives them."""
     given = parsed(text)
     if not isinstance(given, dict):
-        raise argparse.ArgumentTypeError(f"""{text!r} is no JSON object: write it like '{{"dense.steps": 200}}'""")
+        example = """write it like '{"dense.steps": 200}'"""
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object: {example}")
     return given
 
 
@@ -396,36 +450,52 @@ def job_count(text: str) -> int:
     return int(text)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m mtprune_utils.batch", description=__doc__.splitlines()[0])
+def _parser() -> argparse.ArgumentParser:
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m mtprune_utils.run.launch", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
 
     one = commands.add_parser("notebook", help="execute one notebook")
     one.add_argument("notebook")
     one.add_argument("output", help="where the executed notebook goes")
-    one.add_argument("-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))
-    one.add_argument("--expect", nargs="+", default=[], metavar="FILE", help="files that must be there afterwards")
+    one.add_argument(
+        "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
+    )
+    expected = "files that must be there afterwards"
+    one.add_argument("--expect", nargs="+", default=[], metavar="FILE", help=expected)
     one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
 
-    figures = commands.add_parser("figures", help="make every figure of a profile, training what is missing")
-    figures.add_argument("--jobs", type=job_count, default=os.cpu_count(), help="at a time; default: one per core")
-    figures.add_argument("--restore", action="store_true",
-                         help="runs that the committed result tables know count as finished: to go on with a study")
-    claims = commands.add_parser("claims", help="judge the claims by the runs that are finished so far, training nothing")
+    every = "make every figure of a profile, training what is missing"
+    figures = commands.add_parser("figures", help=every)
+    at_once = "at a time; default: one per core"
+    figures.add_argument("--jobs", type=job_count, default=os.cpu_count(), help=at_once)
+    known = "runs that the committed result tables know count as finished: to go on with a study"
+    figures.add_argument("--restore", action="store_true", help=known)
+    judged = "judge the claims by the runs that are finished so far, training nothing"
+    claims = commands.add_parser("claims", help=judged)
     for command in (figures, claims):
         command.add_argument("--profile", default="quick")
-        command.add_argument("--runs", default=str(PROJECT / "runs"), help="folder of the run folders; default: runs")
-        command.add_argument("--figures", default=str(PROJECT / "figures"), help="default: figures")
-        command.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
-        command.add_argument("--root", default="", help="where the data set lies, if it is not embedded")
-        command.add_argument("--overrides", type=overrides, default={}, metavar="JSON",
-                             help="""numbers of the profile to replace, e.g. '{"dense.steps": 200}'""")
-
+        for name, what in (("runs", "folder of the run folders; "), ("figures", "")):
+            place, what = str(PROJECT / name), f"{what}default: {name}"
+            command.add_argument(f"--{name}", default=place, help=what)
+        which = "data set; default: the embedded rooms"
+        command.add_argument("--data", default="rooms", help=which)
+        where = "where the data set lies, if it is not embedded"
+        command.add_argument("--root", default="", help=where)
+        numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
+        command.add_argument(
+            "--overrides", type=overrides, default={}, metavar="JSON", help=numbers
+        )
     commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
-    options = parser.parse_args(arguments)
+    return parser
 
+
+def main(arguments: list[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    # A shell's background jobs start with it ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    choose_cache()
     try:
         if options.command == "notebook":
             declared = notebook_parameters(options.notebook)
@@ -433,16 +503,20 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = {
                 name: text if name in texts else parsed(text) for name, text in options.parameters
             }
-            return run_notebook(options.notebook, options.output, parameters, options.expect, options.job)
-        if not (PROJECT / STAGE_NOTEBOOKS["dense"]).is_file():
+            return run_notebook(
+                options.notebook, options.output, parameters, options.expect, options.job
+            )
+        if not store.notebook_paths():
             raise FileNotFoundError(
                 f"{options.command} needs the repository, with its notebooks: run it in a clone"
             )
         if options.command == "refresh":
             refresh_notebooks()
             return 0
-        settings = {name: getattr(options, name) for name in ("profile", "data", "root", "overrides")}
-        settings["runs"], folder = from_repository(options.runs), from_repository(options.figures)
+        own = ("profile", "data", "root", "overrides")
+        settings = {name: getattr(options, name) for name in own}
+        settings["runs"] = from_repository(options.runs)
+        folder = from_repository(options.figures)
         if options.command == "figures":
             return make_figures(settings, folder, options.jobs, options.restore)
         judge_claims(settings, folder)

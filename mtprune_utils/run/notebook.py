@@ -1,12 +1,12 @@
-"""One notebook executed so that its success can be believed: parameters checked before, cells and files after.
+"""One notebook executed so that its success can be believed.
 
-papermill alone runs a misspelt parameter's notebook on the defaults, and calls a run good whose kernel left early.
+Parameters are checked before, cells and files after: papermill alone runs a misspelt parameter's
+notebook on the defaults, and calls a run good whose kernel left early.
 """
 
 import ast
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import shutil
@@ -17,26 +17,19 @@ import uuid
 from pathlib import Path
 
 from mtprune_utils.files import PROJECT, write_atomically, write_json
+from mtprune_utils.stages import stage_names
+from mtprune_utils.study import store
 
-STAGE_NOTEBOOKS = {
-    "dense": "notebooks/01_train_dense.ipynb",
-    "tune": "notebooks/07_tune_optimizer.ipynb",
-    "prune": "notebooks/02_prune_iteratively.ipynb",
-    "retrain": "notebooks/03_retrain_from_scratch.ipynb",
-}
-FIGURE_NOTEBOOKS = {
-    "fig1_iterative_pruning": "notebooks/04_plot_fig1_iterative_pruning.ipynb",
-    "fig2_layer_widths": "notebooks/05_plot_fig2_layer_widths.ipynb",
-    "fig3_retrained_from_scratch": "notebooks/06_plot_fig3_retrained_from_scratch.ipynb",
-    "fig4_speedup": "notebooks/10_measure_speedup.ipynb",
-    "fig5_claims": "notebooks/08_judge_claims.ipynb",
-    "fig6_training_curves": "notebooks/08_judge_claims.ipynb",  # from the same run as the one before, as is the next
-    "fig7_tuning": "notebooks/08_judge_claims.ipynb",  # where a profile tunes
-}
-# Garbage is sought a hundred times less often, and not at the end: imports and the kernel's end take 1.5 s less.
-LESS_GARBAGE_COLLECTION = "import atexit, gc; gc.set_threshold(70_000); atexit.register(gc.freeze)"
+# Garbage is sought a hundred times less often, and not at the end: imports and the kernel's end
+# take 1.5 s less.
+LESS_GARBAGE_COLLECTION = (
+    "import atexit, gc; gc.set_threshold(70_000); atexit.register(gc.freeze)"
+)
 OWN_STYLE = "import matplotlib; matplotlib.rcdefaults()"  # whatever the user's matplotlibrc says
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
+# What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
+SECONDS_TO_END = 80
+Declared = dict[str, tuple[type, object]]  # name: (type, default)
 
 
 class NotebookError(RuntimeError):
@@ -45,37 +38,43 @@ class NotebookError(RuntimeError):
 
 # --- the parameters of a notebook ---
 
-def notebook_parameters(notebook: str | Path) -> dict[str, tuple[type, object]]:
-    """{name: (type, default)} of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
+def notebook_parameters(notebook: str | Path) -> Declared:
+    """Those of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
+    name = Path(notebook).name
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-        sources = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+        sources = ["".join(cell["source"]) for cell in tagged]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{Path(notebook).name} is no Jupyter notebook") from None
+        raise ValueError(f"{name} is no Jupyter notebook") from None
     if len(sources) != 1:
-        raise ValueError(f"{Path(notebook).name}: {len(sources)} cells are tagged 'parameters', there must be one")
-    return _declared(sources[0], Path(notebook).name)
+        count = f"{len(sources)} cells are tagged 'parameters'"
+        raise ValueError(f"{name}: {count}, there must be one")
+    return _declared(sources[0], name)
 
 
-def _declared(source: str, notebook: str) -> dict[str, tuple[type, object]]:
+def _declared(source: str, notebook: str) -> Declared:
     parameters = {}
     for node in ast.parse(source).body:
         try:
-            parameters[node.target.id] = (TYPES[node.annotation.id], ast.literal_eval(node.value))
+            kind, default = TYPES[node.annotation.id], ast.literal_eval(node.value)
+            parameters[node.target.id] = (kind, default)
         except (AttributeError, KeyError, ValueError):
-            raise ValueError(f"{notebook}: {ast.unparse(node)}: a parameter must have the form 'name: type = literal'") from None
+            form = "a parameter must have the form 'name: type = literal'"
+            raise ValueError(f"{notebook}: {ast.unparse(node)}: {form}") from None
     return parameters
 
 
 def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str, object]:
     """The given values, whole numbers made float where float is declared.
 
-    Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and report success.
+    Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and
+    report success.
     """
     return _check_values(given, notebook_parameters(notebook), Path(notebook).name)
 
 
-def _check_values(given: dict[str, object], known: dict[str, tuple[type, object]], notebook: str) -> dict[str, object]:
+def _check_values(given: dict[str, object], known: Declared, notebook: str) -> dict[str, object]:
     checked = {}
     for name, value in given.items():
         if name not in known:
@@ -92,17 +91,22 @@ def _check_values(given: dict[str, object], known: dict[str, tuple[type, object]
 
 
 def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
-    """Whether the values name a run that there can be. Raises ValueError, or FileNotFoundError where the data is missing."""
-    from mtprune_utils.runs import Experiment  # and torch with it
+    """Whether the values name a run that there can be.
+
+    Raises ValueError, or FileNotFoundError where the data is missing.
+    """
+    from mtprune_utils.study.grid import Experiment  # and torch with it
 
     defaults = {name: default for name, (_, default) in notebook_parameters(notebook).items()}
     values = defaults | check_parameters(notebook, parameters)
     if "profile" not in values:
         return
-    experiment = Experiment.open(*(values.get(name, "") for name in ("profile", "data", "root", "runs")), values.get("overrides"))
-    for stage, own in STAGE_NOTEBOOKS.items():
-        if Path(own).name == Path(notebook).name:
-            cell = {name: values[name] for name in ("criterion", "seed", "level", "arm") if name in values}
+    where = (values.get(name, "") for name in ("profile", "data", "root", "runs"))
+    experiment = Experiment.open(*where, values.get("overrides"))
+    for stage in stage_names():
+        if store.stage_notebook(stage).name == Path(notebook).name:
+            names = [n for n in ("criterion", "seed", "level", "arm") if n in values]
+            cell = {name: values[name] for name in names}
             if stage == "prune" and cell["level"] < 0:
                 del cell["level"]
             getattr(experiment, stage)(**cell)
@@ -110,47 +114,43 @@ def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
 
 
 def check_injected(cells: list[str]) -> None:
-    """The same check within a notebook that papermill itself runs, on the sources of the cells so far (IPython's `In`).
+    """The same check within a notebook that papermill itself runs.
 
-    papermill puts the given parameters into a cell of its own behind the declared ones, whatever their names. In
-    JupyterLab the declared values themselves are edited.
+    cells: the sources of the cells so far (IPython's `In`). papermill puts the given parameters
+    into a cell of its own behind the declared ones, whatever their names. In JupyterLab the
+    declared values themselves are edited.
     """
-    declared: dict = {}
+    declared: Declared = {}
     for cell in cells:
         if cell.startswith("# Parameters\n"):
-            given = {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(cell).body}
+            nodes = ast.parse(cell).body
+            given = {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
             _check_values(given, declared, "the notebook")
             continue
         try:
             found = _declared(cell, "the notebook")
         except (ValueError, SyntaxError):  # another cell, which somebody ran first
             continue
-        if not declared or found.keys() == declared.keys():  # the first time, or edited and run again
+        # The first time, or edited and run again.
+        if not declared or found.keys() == declared.keys():
             declared = found
-            _check_values({name: value for name, (_, value) in declared.items()}, declared, "the notebook")
-
-
-def notebook_digest(notebook: str | Path) -> str:
-    """A hash of the code cells' sources, but for the parameters' defaults, which decide nothing."""
-    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    code = [cell for cell in cells if cell["cell_type"] == "code" and cell not in tagged]
-    sources = ["".join(cell["source"]) for cell in code]
-    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+            defaults = {name: value for name, (_, value) in declared.items()}
+            _check_values(defaults, declared, "the notebook")
 
 
 # --- one notebook ---
 
-def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=()) -> None:
-    """Run a notebook in the working directory; put it at `output` only if it ran to its end and left what it should.
+def execute(
+    notebook: str | Path, output: str | Path, parameters: dict, expected_files=()
+) -> None:
+    """Run a notebook in the working directory.
 
-    Otherwise raise NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and an
-    older `output` stays untouched.
+    It is put at `output` only if it ran to its end and left what it should. Otherwise raise
+    NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and
+    an older `output` stays untouched.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import, and jsonschema does without it
+    sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import; jsonschema does without it
     import nbformat
-    import papermill
-    from traitlets.config import Config
 
     notebook, output = Path(notebook), Path(output)
     parameters = check_parameters(notebook, parameters)
@@ -158,20 +158,11 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
         raise IsADirectoryError(f"{output} is a folder: name the file for the executed notebook")
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    scratch = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.ipynb")  # runs at the same time never share a file
+    # Runs at the same time never share a file.
+    scratch = output.with_name(f".{output.stem}.{uuid.uuid4().hex}.ipynb")
     try:
         try:
-            paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, scratch)]
-            # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
-            patience = Config({"KernelManager": {"shutdown_wait_time": 80}})
-            lines = f"{LESS_GARBAGE_COLLECTION}; {OWN_STYLE}"
-            # A cell's errors are told anyway.
-            kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]
-            with _own_kernel() as name:
-                executed = papermill.execute_notebook(
-                    *paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel,
-                    kernel_name=name, language="python",
-                )
+            executed = _papermill(notebook, scratch, parameters)
             problem = _incomplete(executed, expected_files)
         except Exception as error:
             problem = _reason(error)
@@ -193,6 +184,23 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     for output in (output for cell in executed.cells for output in cell.get("outputs", [])):
         if output.get("name") == "stderr":  # what it warns of, such as numbers of other code
             print(output.text, end="", file=sys.stderr)
+
+
+def _papermill(notebook: Path, output: Path, parameters: dict):
+    """The notebook as papermill executes it, on a kernel of our own."""
+    import papermill
+    from traitlets.config import Config
+
+    paths = [str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)]
+    patience = Config({"KernelManager": {"shutdown_wait_time": SECONDS_TO_END}})
+    lines = f"{LESS_GARBAGE_COLLECTION}; {OWN_STYLE}"
+    # A cell's errors are told anyway.
+    kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]
+    with _own_kernel() as name:
+        return papermill.execute_notebook(
+            *paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel,
+            kernel_name=name, language="python",
+        )
 
 
 @contextlib.contextmanager
@@ -223,7 +231,8 @@ def _incomplete(executed, expected_files) -> str | None:
     cells = [cell for cell in executed.cells if cell.cell_type == "code" and cell.source.strip()]
     count = sum(cell.execution_count is not None for cell in cells)
     if count < len(cells):
-        return f"it stopped early, only {count} of {len(cells)} code cells ran (sys.exit in a cell?)"
+        ran = f"only {count} of {len(cells)} code cells ran"
+        return f"it stopped early, {ran} (sys.exit in a cell?)"
     for cell in cells:
         for output in cell.outputs:
             if output.output_type == "error":
@@ -251,7 +260,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, DeadKernelError):
         return "its kernel died (killed, or out of memory?)"
     if isinstance(error, PapermillExecutionError):
-        return textwrap.shorten(f"cell {error.exec_count}: {error.ename}: {error.evalue}", 300)
+        line = f"cell {error.exec_count}: {error.ename}: {error.evalue}"
+        return textwrap.shorten(line, 300)
     return textwrap.shorten(f"{type(error).__name__}: {error}", 300)
 
 
@@ -264,7 +274,7 @@ def refresh_notebooks() -> None:
     """
     for folder in ("runs/smoke", "figures/smoke"):
         shutil.rmtree(PROJECT / folder, ignore_errors=True)
-    notebooks = sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
+    notebooks = store.notebook_paths()
     with tempfile.TemporaryDirectory() as scratch:
         for notebook in notebooks:
             print(f"{notebook.name} ...", flush=True)
@@ -275,14 +285,13 @@ def refresh_notebooks() -> None:
 
 
 def without_volatile_metadata(text: str) -> str:
-    """A notebook without times, versions and widget states, which differ from one execution to the next."""
+    """A notebook without times, versions and widget states, which differ between executions."""
     import nbformat
 
     notebook = nbformat.reads(text, as_version=4)
-    notebook.metadata = {
-        "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
+    name = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    own = {"mtprune": notebook.metadata.mtprune} if "mtprune" in notebook.metadata else {}
+    notebook.metadata = {"kernelspec": name, "language_info": {"name": "python"}, **own}
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}

@@ -218,6 +218,19 @@ class Experiment:
                 add(self.control_runs(seed))
         return list(found.values())
 
+    def needed(self, which: str) -> list["Run"]:
+        """The runs that a figure shows, as its notebook's metadata name them: "all" or, of the
+        paper's arms, "paper", "pruned" (re-training left out), "first pruned" (the first seed's).
+        """
+        paper = self.paper_runs()
+        selections = {
+            "all": self.runs(),
+            "paper": paper,
+            "pruned": [run for run in paper if run.stage != "retrain"],
+            "first pruned": [run for run in paper if run.stage == "prune" and run.seed == 0],
+        }
+        return selections[known(which, selections, "selection of runs")]
+
     def control_runs(self, seed: int) -> list["Run"]:
         """One seed of the arms that the paper's are held against."""
         controls, criteria = self.profile.controls, self.profile.criteria

@@ -3,6 +3,7 @@
 runs/<profile>/<stage>/<readable name>-<hash of every parameter that its results depend on>/
     params.json  provenance.json  *.csv  model.safetensors  timing.json  done.json (written last)
 figures/<profile>/<figure>.{png,pdf,csv,json}, figures/<profile>/results/<stage>_<table>.csv
+notebooks/*.ipynb, each of which says in its metadata which figures it draws
 
 A run is finished if done.json is there, which holds the digest of its code and checksums of what it
 wrote and of what it started from: times do not count. Files are written beside their place and
@@ -34,6 +35,7 @@ RECORDS, VOUCHED, TIMINGS = "runs.jsonl", "vouched.json", "timings.csv"
 FIGURE_KINDS = ("png", "pdf", "csv", "json")
 TEXTS = ("run", "widths", "phase", "predictor", "state")  # columns; all others hold numbers
 AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
+DRAWING = ("figures", "claims", "statistics", "latency", "tables")  # modules that make figures
 KEPT = ("*.csv", "*.safetensors", BEST, PROVENANCE, "timing.json")  # what others read of a run
 
 
@@ -54,6 +56,60 @@ def table_names() -> list[str]:
         f"{stage}_{Path(file).stem}"
         for stage in stage_names() for file in get_stage(stage).TABLES
     ]
+
+
+# --- notebooks ---
+
+def stage_notebook(stage: str) -> Path:
+    """The notebook that runs one run of a stage."""
+    return PROJECT / "notebooks" / f"{get_stage(stage).NOTEBOOK}.ipynb"
+
+
+def notebook_paths() -> list[Path]:
+    return sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+def about_notebook(path: Path) -> dict:
+    """What a notebook's metadata say of it, under "mtprune".
+
+    "figures": those that it draws, first the one that every profile has; "needs": the runs that it
+    shows, see `Experiment.needed`.
+    """
+    return read_json(path)["metadata"].get("mtprune", {})
+
+
+def figure_notebooks() -> dict[str, Path]:
+    """{figure: the notebook that draws it}."""
+    return {
+        figure: path
+        for path in notebook_paths() for figure in about_notebook(path).get("figures", ())
+    }
+
+
+def notebook_digest(figure: str) -> str | None:
+    """A hash of the code of the notebook that draws a figure; None if none does.
+
+    The parameters' defaults are left out: they decide nothing.
+    """
+    if figure not in (notebooks := figure_notebooks()):
+        return None
+    cells = read_json(notebooks[figure])["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    code = [cell for cell in cells if cell["cell_type"] == "code" and cell not in tagged]
+    sources = ["".join(cell["source"]) for cell in code]
+    return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
+
+
+def figure_code() -> str:
+    """A hash of the modules that figures are drawn by; comments and layout do not count."""
+    return source_digest(registry.sources(*(f"study.{name}" for name in DRAWING)))
+
+
+def drawn_otherwise(figure: str, origin: dict) -> list[str]:
+    """What has changed of the code that drew the figure with this provenance."""
+    reasons = ["code: figure"] if origin["code"] != figure_code() else []
+    changed = origin.get("notebook") != notebook_digest(figure)
+    return [*reasons, "code: notebook"] if changed else reasons
 
 
 # --- where results came from ---
