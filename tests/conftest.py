@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from mtprune_utils.core.data import Dataset, Split
-from mtprune_utils.core.model import Architecture, build
+from mtprune_utils.core.model import Architecture, MultiTaskModel, build
+from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.signals import task_backward
 from mtprune_utils.core.task import channels
+from mtprune_utils.criteria import get_criterion
 from mtprune_utils.tasks.depth import depth
 from mtprune_utils.tasks.normals import normals
 from mtprune_utils.tasks.segmentation import segmentation
@@ -41,6 +44,24 @@ def narrow(architecture: Architecture, widths=WIDTHS, **changed) -> Architecture
     """A VGG-16 of these widths, whichever its backbone and stride are."""
     full = replace(architecture, widths={}, **changed)
     return full.with_widths(list(widths))
+
+
+def convs(model: MultiTaskModel) -> list[torch.nn.Module]:
+    """The layer that each of the trunk's groups begins with."""
+    return [model.get_submodule(group.root) for group in model.groups]
+
+
+def gated(model: MultiTaskModel) -> list[torch.nn.Module]:
+    """What stands last before each activation: a norm, or the convolution itself."""
+    return [model.get_submodule(name) for group in model.groups for name in group.gates]
+
+
+def scores_of(name: str, model: MultiTaskModel, generator=None) -> Scores:
+    return Scores(get_criterion(name), model.groups, model, generator)
+
+
+def backward_by_task(losses, model: MultiTaskModel):
+    return task_backward(losses, model, model.trunk.parameters())
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from mtprune_utils import models
-from conftest import TASKS
-from mtprune_utils.data import image_to_float
-from mtprune_utils.models import (
-    Architecture, Interface, activation_bytes, build, complexity, count_parameters, evaluation_mode, load_model,
-    model_bytes, uniform_widths,
+from conftest import TASKS, convs, gated, narrow
+from mtprune_utils.backbones._vgg import WIDTHS as VGG16_WIDTHS
+from mtprune_utils.core.data import image_to_float
+from mtprune_utils.core.model import (
+    Architecture, Interface, activation_bytes, build, complexity, count_parameters, evaluation_mode,
+    load_imagenet_trunk, load_model, model_bytes, uniform_widths,
 )
 
 NYU = {"segmentation": 40, "normals": 3, "depth": 1}
@@ -23,13 +23,23 @@ NYU = {"segmentation": 40, "normals": 3, "depth": 1}
 @pytest.mark.parametrize(
     "widths, parameters, backbone_parameters, giga_macs",
     [
-        (models.VGG16_WIDTHS, 84_125_680, 14_714_688, 38.28),
-        ((19, 60, 113, 122, 236, 243, 223, 451, 419, 299, 173, 60, 6), 19_208_302, 5_756_862, 21.47),
-        ((36, 60, 119, 123, 248, 252, 247, 494, 492, 439, 318, 175, 21), 23_746_774, 8_636_454, 26.65),
+        (VGG16_WIDTHS, 84_125_680, 14_714_688, 38.28),
+        (
+            (19, 60, 113, 122, 236, 243, 223, 451, 419, 299, 173, 60, 6),
+            19_208_302,
+            5_756_862,
+            21.47,
+        ),
+        (
+            (36, 60, 119, 123, 248, 252, 247, 494, 492, 439, 318, 175, 21),
+            23_746_774,
+            8_636_454,
+            26.65,
+        ),
     ],
 )
 def test_counts_are_the_papers(widths, parameters, backbone_parameters, giga_macs):
-    counts = complexity(Architecture(NYU, widths=widths), (321, 321))
+    counts = complexity(narrow(Architecture(NYU), widths), (321, 321))
     assert counts["parameters"] == parameters
     assert counts["backbone_parameters"] == backbone_parameters
     assert counts["filters"] == sum(widths)
@@ -44,28 +54,29 @@ def test_macs_of_the_backbone_alone():
 
 
 @pytest.mark.parametrize("stride", [8, 32])
-@pytest.mark.parametrize("backbone", list(models.BACKBONES))
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg16_bn"])
 def test_output_shapes(architecture, backbone, stride):
-    model = build(replace(architecture, backbone=backbone, stride=stride), seed=0)
+    model = build(narrow(architecture, backbone=backbone, stride=stride), seed=0)
     outputs = model(torch.zeros(2, 3, 64, 96))
     assert {name: tuple(out.shape) for name, out in outputs.items()} == {
-        name: (2, channels, 64 // stride, 96 // stride) for name, channels in architecture.tasks.items()
+        name: (2, channels, 64 // stride, 96 // stride)
+        for name, channels in architecture.tasks.items()
     }
 
 
 def test_build_is_seeded_kaiming_fan_out():
     architecture = Architecture(NYU, head_width=16)
     one, same, other = build(architecture, 1), build(architecture, 1), build(architecture, 2)
-    weights = [model.layers[5].conv.weight for model in (one, same, other)]
+    weights = [convs(model)[5].weight for model in (one, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
     fan_out = weights[0].shape[0] * 9
     assert weights[0].std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.02)
-    assert all(layer.conv.bias.abs().sum() == 0 for layer in one.layers)
+    assert all(layer.bias.abs().sum() == 0 for layer in convs(one))
 
 
-@pytest.mark.parametrize("backbone", list(models.BACKBONES))
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg16_bn"])
 def test_round_trip_through_a_file(architecture, backbone, tmp_path):
-    model = build(replace(architecture, backbone=backbone), seed=3).eval()
+    model = build(narrow(architecture, backbone=backbone), seed=3).eval()
     path = tmp_path / "model.safetensors"
     path.write_bytes(model_bytes(model))
     loaded = load_model(path).eval()
@@ -86,10 +97,14 @@ def test_imagenet_weights_fill_the_backbone(monkeypatch):
     import torchvision.models
 
     source = torchvision.models.vgg16(weights=None)
-    monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", lambda self, **safely: source.state_dict())
+    monkeypatch.setattr(
+        torchvision.models.VGG16_Weights,
+        "get_state_dict",
+        lambda self, **safely: source.state_dict(),
+    )
     model = build(Architecture(NYU, head_width=8), seed=0)
-    models.load_imagenet_backbone(model)
-    assert torch.equal(model.layers[12].conv.weight, source.features[28].weight)
+    load_imagenet_trunk(model)
+    assert torch.equal(convs(model)[12].weight, source.features[28].weight)
 
 
 def test_no_imagenet_weights_is_one_clear_line(monkeypatch):
@@ -102,35 +117,40 @@ def test_no_imagenet_weights_is_one_clear_line(monkeypatch):
 
     monkeypatch.setattr(torchvision.models.VGG16_Weights, "get_state_dict", refuse)
     with pytest.raises(RuntimeError, match="override pretrained with false"):
-        models.load_imagenet_backbone(build(Architecture(NYU, head_width=8), seed=0))
+        load_imagenet_trunk(build(Architecture(NYU, head_width=8), seed=0))
 
 
 def test_uniform_widths_keep_the_same_share_of_every_layer_and_hit_the_size():
-    dense = Architecture({"a": 3}, widths=(8, 8, 16, 16, 32, 32, 32, 64, 64, 64, 64, 64, 64), stride=8, head_width=16)
+    dense = Architecture({"a": 3}, stride=8, head_width=16).narrowed(1 / 8)
     for size in (0.7, 0.3, 0.1):
         target = round(size * count_parameters(dense))
         found = uniform_widths(dense, target, floor=5)
         assert abs(count_parameters(found) - target) <= 0.05 * target
-        shares = [width / whole for width, whole in zip(found.widths, dense.widths) if width > 5]
-        assert max(shares) - min(shares) <= 1 / 16 and min(found.widths) >= 5
+        shares = [
+            width / whole for width, whole in zip(found.width_list, dense.width_list) if width > 5
+        ]
+        assert max(shares) - min(shares) <= 1 / 16 and min(found.width_list) >= 5
     assert uniform_widths(dense, count_parameters(dense), floor=5) == dense
 
 
 def test_activation_memory_is_what_the_backward_pass_needs():
-    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory."""
-    small = Architecture({"a": 3}, widths=(8,) * 13, stride=8, head_width=8, dropout=0.0)
+    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory.
+    """
+    small = narrow(Architecture({"a": 3}, stride=8, head_width=8, dropout=0.0), [8] * 13)
     one, four = activation_bytes(small, (32, 32)), activation_bytes(small, (64, 64))
     assert four == pytest.approx(4 * one, rel=0.02)
-    first_maps = 4 * 32 * 32 * (3 + 8 + 8)  # the image and two feature maps, which ReLU overwrites in place
+    first_maps = (
+        4 * 32 * 32 * (3 + 8 + 8)
+    )  # the image and two feature maps, which ReLU overwrites in place
     assert first_maps < one < 4 * first_maps
-    two_tasks = activation_bytes(Architecture({"a": 3, "b": 3}, widths=(8,) * 13, stride=8, head_width=8), (32, 32))
-    assert one < two_tasks < 2 * one, "the backbone's are shared"
+    two_tasks = activation_bytes(replace(small, tasks={"a": 3, "b": 3}), (32, 32))
+    assert one < two_tasks < 2 * one, "the trunk's are shared"
 
 
 def saved(tmp_path, model, architecture={}, interface={}, without=(), **tensors):
     """A model file with single things changed."""
     record = asdict(model.architecture) | architecture
-    sound = asdict(Interface(32, ("a", "b"), {"depth": 1.0}, ("depth",)))
+    sound = asdict(Interface(32, {"segmentation": ("a", "b")}, {"depth": 1.0}, ("depth",)))
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
     record |= {"interface": sound | interface}
     path = tmp_path / "model.safetensors"
@@ -138,35 +158,61 @@ def saved(tmp_path, model, architecture={}, interface={}, without=(), **tensors)
     return path
 
 
-NORM = "backbone.1."  # the first batch norm
-WEIGHT = "backbone.0.weight"
+NORM = "trunk.1."  # the first batch norm
+WEIGHT = "trunk.0.weight"
 
 
-@pytest.mark.parametrize("changed", [
-    {NORM + "running_mean": torch.zeros(8, dtype=torch.int64)},
-    {NORM + "running_var": torch.ones(8, dtype=torch.bool)},
-    {NORM + "running_var": -torch.ones(8)},
-    {NORM + "num_batches_tracked": torch.tensor(1.0)},
-    {NORM + "num_batches_tracked": torch.tensor(-1)},
-    {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.complex64)},
-    {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.float16)},
-    {WEIGHT: torch.full((8, 3, 3, 3), torch.nan)},
-    {WEIGHT: torch.zeros(9, 3, 3, 3)},
-    {"backbone.99.weight": torch.zeros(1)},
-    {"training." + NORM + "running_var": -torch.ones(8)},
-    {"without": (WEIGHT,)},
-    *({"architecture": {key: value}} for key, value in (
-        ("tasks", {}), ("tasks", {"depth": 0}), ("tasks", {"depth": True}), ("dropout", math.nan),
-        ("dropout", 1.0), ("widths", [0] * 13), ("widths", [8.0] * 13), ("widths", [10**9] * 13),
-        ("head_width", 0), ("stride", 7), ("backbone", "os.system"), ("more", 1),
-    )),
-    *({"interface": {key: value}} for key, value in (
-        ("side", 0), ("side", 1.5), ("scales", {"depth": math.inf}), ("scales", {"depth": "1"}),
-        ("classes", [1]), ("mean", [math.nan] * 3), ("more", 1),
-    )),
-])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {NORM + "running_mean": torch.zeros(8, dtype=torch.int64)},
+        {NORM + "running_var": torch.ones(8, dtype=torch.bool)},
+        {NORM + "running_var": -torch.ones(8)},
+        {NORM + "num_batches_tracked": torch.tensor(1.0)},
+        {NORM + "num_batches_tracked": torch.tensor(-1)},
+        {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.complex64)},
+        {WEIGHT: torch.zeros(8, 3, 3, 3, dtype=torch.float16)},
+        {WEIGHT: torch.full((8, 3, 3, 3), torch.nan)},
+        {WEIGHT: torch.zeros(9, 3, 3, 3)},
+        {"trunk.99.weight": torch.zeros(1)},
+        {"training." + NORM + "running_var": -torch.ones(8)},
+        {"without": (WEIGHT,)},
+        *(
+            {"architecture": {key: value}}
+            for key, value in (
+                ("tasks", {}),
+                ("tasks", {"depth": 0}),
+                ("tasks", {"depth": True}),
+                ("dropout", math.nan),
+                ("dropout", 1.0),
+                ("widths", {"trunk.0": 0}),
+                ("widths", {"trunk.0": 8.0}),
+                ("widths", {"trunk.0": 65}),
+                ("widths", {"trunk.1": 8}),
+                ("widths", [8] * 13),
+                ("head_width", 0),
+                ("stride", 7),
+                ("backbone", "os.system"),
+                ("more", 1),
+            )
+        ),
+        *(
+            {"interface": {key: value}}
+            for key, value in (
+                ("side", 0),
+                ("side", 1.5),
+                ("scales", {"depth": math.inf}),
+                ("scales", {"depth": "1"}),
+                ("classes", [1]),
+                ("classes", {"segmentation": [1]}),
+                ("mean", [math.nan] * 3),
+                ("more", 1),
+            )
+        ),
+    ],
+)
 def test_a_file_that_no_network_is_in_is_one_clear_line(architecture, tmp_path, changed):
-    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    model = build(narrow(architecture, backbone="vgg16_bn"), 0)
     load_model(saved(tmp_path, model))
     with pytest.raises(ValueError, match="is not a network written by mtprune") as error:
         load_model(saved(tmp_path, model, **changed))
@@ -174,21 +220,25 @@ def test_a_file_that_no_network_is_in_is_one_clear_line(architecture, tmp_path, 
 
 
 def test_a_network_is_loaded_ready_to_predict_and_says_how(architecture, dataset, tmp_path):
-    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    model = build(narrow(architecture, backbone="vgg16_bn"), 0)
     fresh, path = copy.deepcopy(model), tmp_path / "model.safetensors"
-    fresh.layers[0].affine.running_mean += 1
-    fresh.interface = Interface(32, ("a", "b"), {"depth": 0.5}, ("segmentation", "depth", "normals"))
+    gated(fresh)[0].running_mean += 1
+    fresh.interface = Interface(
+        32, {"segmentation": ("a", "b")}, {"depth": 0.5}, ("segmentation", "depth", "normals")
+    )
     path.write_bytes(model_bytes(fresh, trained=model))
     loaded, to_train = load_model(path), load_model(path, to_train=True)
     assert not loaded.training and loaded.interface == fresh.interface
-    assert torch.equal(loaded.layers[0].affine.running_mean, torch.ones(8))
-    assert torch.equal(to_train.layers[0].affine.running_mean, torch.zeros(8))
+    assert torch.equal(gated(loaded)[0].running_mean, torch.ones(8))
+    assert torch.equal(gated(to_train)[0].running_mean, torch.zeros(8))
     images = dataset.test.image[:2]
     loaded.train()
     predicted = loaded.predict(images)
     assert loaded.training, "the mode is as it was"
     plain = loaded.eval()(image_to_float(images))
-    assert torch.equal(predicted["depth"], TASKS["depth"].output_at(plain["depth"] * 0.5, (32, 32)))
+    assert torch.equal(
+        predicted["depth"], TASKS["depth"].target.resize_output(plain["depth"] * 0.5, (32, 32))
+    )
     assert loaded.predict(images[:, :, :20, :24])["normals"].shape == (2, 3, 20, 24)
     with pytest.raises(ValueError, match="says nothing about its images"):
         model.predict(images)

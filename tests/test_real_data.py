@@ -1,4 +1,6 @@
-"""Real data sets in every layout, fabricated in miniature with every kind of invalid pixel, and trained on."""
+"""Real data sets in every layout, fabricated in miniature with every kind of invalid pixel, and
+trained on.
+"""
 
 import gzip
 import json
@@ -13,13 +15,21 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from mtprune_utils import plots, stages, tasks, training
-from mtprune_utils.data import DATASETS, Split, _reading, augment, data_digest, load_dataset
-from mtprune_utils.data.multifashion import DEBIAN, FILES
-from mtprune_utils.execution import execute
+from mtprune_utils import registry
+from mtprune_utils.core import evaluation, trainer
+from mtprune_utils.core.data import Split, augment
+from mtprune_utils.core.model import build
+from mtprune_utils.core.task import channels, numbers
+from mtprune_utils.datasets import _reading, data_digest, load_dataset
+from mtprune_utils.datasets.multifashion import DEBIAN, FILES
 from mtprune_utils.files import PROJECT
-from mtprune_utils.profiles import get_profile
-from mtprune_utils.runs import Experiment
+from mtprune_utils.run import notebook
+from mtprune_utils.stages._training import architecture
+from mtprune_utils.study import figures
+from mtprune_utils.study.execute import execute, load_data
+from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import get_profile
+from mtprune_utils.tasks.depth import depth as depth_task
 from test_data import normals_from
 
 SIZE = (24, 32)
@@ -32,7 +42,9 @@ def cache_of_its_own(tmp_path, monkeypatch):
 
 
 class Scene:
-    """One sample, exact: what every layout encodes in its own way. Row 0 has no label, rows 1 and 2 no depth, row 2 no normal."""
+    """One sample, exact: what every layout encodes in its own way. Row 0 has no label, rows 1 and 2
+    no depth, row 2 no normal.
+    """
 
     def __init__(self, seed, classes=13):
         rng = np.random.default_rng(seed)
@@ -48,8 +60,18 @@ def adashare(folder, count=(12, 4)):
     for split, number in zip(("train", "test"), count):
         index[split] = []
         for i in range(number):
-            scene, names = Scene(i, 40), [f"{kind}/{split}{i}.{end}" for kind, end in
-                                          (("img", "png"), ("seg", "png"), ("normal", "png"), ("depth", "npy"))]
+            scene, names = (
+                Scene(i, 40),
+                [
+                    f"{kind}/{split}{i}.{end}"
+                    for kind, end in (
+                        ("img", "png"),
+                        ("seg", "png"),
+                        ("normal", "png"),
+                        ("depth", "npy"),
+                    )
+                ],
+            )
             for name in names:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
             labels, depth = scene.labels.astype(np.uint8), scene.depth
@@ -86,8 +108,12 @@ def hugging_face(folder, count=(12, 4)):
         for i in range(number):
             scene = Scene(i)
             scene.labels[0], scene.depth[1:3], scene.normals[2] = -1, 0, 0
-            planes = {"image": np.moveaxis(scene.image / np.float32(255), -1, 0), "segmentation": scene.labels,
-                      "depth": scene.depth[None], "normal": np.moveaxis(scene.normals, -1, 0)}
+            planes = {
+                "image": np.moveaxis(scene.image / np.float32(255), -1, 0),
+                "segmentation": scene.labels,
+                "depth": scene.depth[None],
+                "normal": np.moveaxis(scene.normals, -1, 0),
+            }
             rows.append({name: array.tolist() for name, array in planes.items()})
         pd.DataFrame(rows).to_parquet(folder / "data" / f"{split}-00000-of-00001.parquet")
     return folder
@@ -98,12 +124,19 @@ def cityscapes(folder, count=(12, 4), label_folder="label_7"):
 
 
 def fashion(folder, count=(24, 8)):
-    """The four files of FashionMNIST in miniature; torchvision reads them as it reads the real ones."""
+    """The four files of FashionMNIST in miniature; torchvision reads them as it reads the real
+    ones.
+    """
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for part, number in zip(("train", "t10k"), count):
-        images, labels = rng.integers(1, 256, (number, 28, 28), dtype=np.uint8), rng.integers(0, 10, number, dtype=np.uint8)
-        sizes = [b"".join(n.to_bytes(4, "big") for n in size) for size in ((number, 28, 28), (number,))]
+        images, labels = (
+            rng.integers(1, 256, (number, 28, 28), dtype=np.uint8),
+            rng.integers(0, 10, number, dtype=np.uint8),
+        )
+        sizes = [
+            b"".join(n.to_bytes(4, "big") for n in size) for size in ((number, 28, 28), (number,))
+        ]
         head = [b"\0\0\x08\x03" + sizes[0], b"\0\0\x08\x01" + sizes[1]]
         for kind, start, array in zip(("images-idx3", "labels-idx1"), head, (images, labels)):
             (folder / f"{part}-{kind}-ubyte.gz").write_bytes(gzip.compress(start + array.tobytes()))
@@ -111,8 +144,11 @@ def fashion(folder, count=(24, 8)):
 
 
 LAYOUTS = {
-    "adashare": ("nyuv2", adashare), "mtan": ("nyuv2", mtan), "hugging face": ("nyuv2", hugging_face),
-    "cityscapes": ("cityscapes", cityscapes), "multifashion": ("multifashion", fashion),
+    "adashare": ("nyuv2", adashare),
+    "mtan": ("nyuv2", mtan),
+    "hugging face": ("nyuv2", hugging_face),
+    "cityscapes": ("cityscapes", cityscapes),
+    "multifashion": ("multifashion", fashion),
 }
 
 
@@ -122,12 +158,16 @@ def test_every_layout_of_nyuv2_gives_the_same_samples_with_invalid_pixels_marked
     data = load_dataset(name, str(make(tmp_path / "data")))
     assert (len(data.train) + len(data.validation), len(data.test)) == (12, 4)
     classes = 40 if layout == "adashare" else 13
-    assert len(data.classes) == classes == data.tasks["segmentation"].channels
+    assert len(data.tasks["segmentation"].classes) == classes == data.tasks["segmentation"].channels
     scene = Scene(0, classes)
     assert torch.equal(data.train.image[0], torch.from_numpy(scene.image).permute(2, 0, 1))
     targets = {task: target[0] for task, target in data.train.targets.items()}
-    assert (targets["segmentation"][0] == 255).all() and np.array_equal(targets["segmentation"][1:], scene.labels[1:])
-    assert (targets["depth"][0, 1:3] == 0).all() and np.array_equal(targets["depth"][0, 3:], scene.depth[3:])
+    assert (targets["segmentation"][0] == 255).all() and np.array_equal(
+        targets["segmentation"][1:], scene.labels[1:]
+    )
+    assert (targets["depth"][0, 1:3] == 0).all() and np.array_equal(
+        targets["depth"][0, 3:], scene.depth[3:]
+    )
     normals = targets["normals"].float().permute(1, 2, 0)
     assert (normals[2] == 0).all(), "white and grey pixels, zero vectors"
     error = np.abs(normals[3:].numpy() - scene.normals[3:]).max()
@@ -138,34 +178,62 @@ def test_every_layout_of_nyuv2_gives_the_same_samples_with_invalid_pixels_marked
 @pytest.mark.parametrize("label_folder", ["label", "label_7"])
 def test_cityscapes_has_two_tasks_and_inverse_depth(tmp_path, label_folder):
     data = load_dataset("cityscapes", str(cityscapes(tmp_path / "data", label_folder=label_folder)))
-    assert list(data.tasks) == ["segmentation", "depth"] and data.tasks["depth"].geometry == "inverse depth"
-    assert (data.train.targets["segmentation"][:, 0] == 255).all() and (data.train.targets["depth"][:, 0, 1] == 0).all()
+    assert (
+        list(data.tasks) == ["segmentation", "depth"]
+        and data.tasks["depth"].target.name == "inverse depth"
+    )
+    assert (data.train.targets["segmentation"][:, 0] == 255).all() and (
+        data.train.targets["depth"][:, 0, 1] == 0
+    ).all()
     assert np.array_equal(data.train.targets["segmentation"][0, 1:], Scene(0, 7).labels[1:])
 
 
 def test_inverse_depth_grows_with_the_picture_and_depth_shrinks():
     target = torch.full((1, 1, 16, 16), 0.3)
-    both = {"depth": tasks.depth(), "inverse depth": tasks.depth(inverse=True)}
+    both = {"depth": depth_task(), "inverse depth": depth_task(inverse=True)}
     split = Split(torch.zeros(1, 3, 16, 16, dtype=torch.uint8), dict.fromkeys(both, target))
     _, ours = augment(split, both, 16, 8, (2.0, 2.0), True, torch.Generator().manual_seed(0))
     assert ours["depth"].unique().tolist() == pytest.approx([0.15])
     assert ours["inverse depth"].unique().tolist() == pytest.approx([0.6])
-    assert both["depth"].unscaled(torch.ones(1), 0.5) == 0.5 and both["inverse depth"].unscaled(torch.ones(1), 0.5) == 2.0
+    assert (
+        both["depth"].target.unscaled(torch.ones(1), 0.5) == 0.5
+        and both["inverse depth"].target.unscaled(torch.ones(1), 0.5) == 2.0
+    )
 
 
 def test_multifashion_lays_two_garments_over_each_other(tmp_path):
     data = load_dataset("multifashion", str(fashion(tmp_path / "data")))
     assert list(data.tasks) == ["upper_left", "lower_right"] and not data.mirror
-    images = np.frombuffer(gzip.decompress((tmp_path / "data" / FILES[0]).read_bytes())[16:], np.uint8).reshape(-1, 28, 28)
-    labels = np.frombuffer(gzip.decompress((tmp_path / "data" / FILES[1]).read_bytes())[8:], np.uint8)
+    images = np.frombuffer(
+        gzip.decompress((tmp_path / "data" / FILES[0]).read_bytes())[16:], np.uint8
+    ).reshape(-1, 28, 28)
+    labels = np.frombuffer(
+        gzip.decompress((tmp_path / "data" / FILES[1]).read_bytes())[8:], np.uint8
+    )
     picture = data.train.image[0]
     assert picture.shape == (3, 36, 36) and torch.equal(picture[0], picture[2])
     assert np.array_equal(picture[0, :8, :28], images[0, :8]) and (picture[0, :8, 28:] == 0).all()
     partner = next(i for i in range(24) if np.array_equal(picture[0, 28:, 8:], images[i, 20:]))
-    assert (data.train.targets["upper_left"][0], data.train.targets["lower_right"][0]) == (labels[0], labels[partner])
-    assert np.array_equal(picture[0, 8:28, 8:28], np.maximum(images[0, 8:, 8:], images[partner, :20, :20]))
-    images, _ = augment(data.train[:8], data.tasks, 36, 36, (1.0, 1.0), True, torch.Generator().manual_seed(0), data.mirror)
-    assert torch.allclose(images[:, 0] * 0.229 + 0.485, data.train.image[:8, 0] / 255, atol=1e-5), "neither moved nor mirrored"
+    assert (data.train.targets["upper_left"][0], data.train.targets["lower_right"][0]) == (
+        labels[0],
+        labels[partner],
+    )
+    assert np.array_equal(
+        picture[0, 8:28, 8:28], np.maximum(images[0, 8:, 8:], images[partner, :20, :20])
+    )
+    images, _ = augment(
+        data.train[:8],
+        data.tasks,
+        36,
+        36,
+        (1.0, 1.0),
+        True,
+        torch.Generator().manual_seed(0),
+        data.mirror,
+    )
+    assert torch.allclose(images[:, 0] * 0.229 + 0.485, data.train.image[:8, 0] / 255, atol=1e-5), (
+        "neither moved nor mirrored"
+    )
 
 
 def test_the_real_fashionmnist_is_what_multifashion_is_made_of():
@@ -176,18 +244,32 @@ def test_the_real_fashionmnist_is_what_multifashion_is_made_of():
     assert len(data.train) + len(data.validation) == 4000 and len(data.test) == 500
     counts = torch.bincount(data.train.targets["upper_left"].long(), minlength=10)
     assert counts.min() > 280, "ten balanced classes"
-    profile = get_profile("fashion", {"train_images": 4000, "test_images": 500, "dense.steps": 300, "dense.evaluations": 2})
-    model = stages.build(profile.architecture({name: task.channels for name, task in data.tasks.items()}), 0)
-    training.train(model, data, profile, profile.dense, 0, report=lambda line: None)
-    ours = training.evaluate_afresh(model, data, data.test, profile)
-    trivial = training.trivial_predictors(data, profile)["position prior"]
+    profile = get_profile(
+        "fashion",
+        {"train_images": 4000, "test_images": 500, "dense.steps": 300, "dense.evaluations": 2},
+    )
+    model = build(architecture(profile, channels(data.tasks)), 0)
+    trainer.train(model, data, profile, profile.dense, 0, report=lambda line: None)
+    ours = evaluation.evaluate_with_recalibrated_bn(model, data, data.test, profile)
+    trivial = evaluation.trivial_predictors(data, profile)["position prior"]
     for task in data.tasks:
-        assert trivial[f"{task}.accuracy"] < 0.2 < 0.45 < ours[f"{task}.accuracy"], "it learns both garments"
+        assert trivial[f"{task}.accuracy"] < 0.2 < 0.45 < ours[f"{task}.accuracy"], (
+            "it learns both garments"
+        )
 
 
 TINY = {
-    "image_height": 24, "crop": 16, "batch_size": 4, "dense.steps": 3, "dense.evaluations": 1, "retrain.steps": 3,
-    "retrain.evaluations": 1, "prune.every": 1, "prune.filters": 110, "tuning.trials": 0, "train_images": None,
+    "image_height": 24,
+    "crop": 16,
+    "batch_size": 4,
+    "dense.steps": 3,
+    "dense.evaluations": 1,
+    "retrain.steps": 3,
+    "retrain.evaluations": 1,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 110,
+    "tuning.trials": 0,
+    "train_images": None,
     "test_images": None,
 }
 
@@ -195,33 +277,48 @@ TINY = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_whole_chain_runs_on_every_layout(layout, tmp_path):
     name, make = LAYOUTS[layout]
-    experiment = Experiment.open("smoke", name, str(make(tmp_path / "data")), str(tmp_path / "runs"), TINY)
+    experiment = Experiment.open(
+        "smoke", name, str(make(tmp_path / "data")), str(tmp_path / "runs"), TINY
+    )
     run = experiment.retrain("cosprune", 0, 0)
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
     row = pd.read_csv(run.path("evaluations.csv")).iloc[0]
-    assert row[list(plots.panels(experiment.tasks))].notna().all()
+    assert row[list(figures.panels(experiment.tasks))].notna().all()
     trivial = pd.read_csv(experiment.dense(0).path("trivial.csv"))
-    assert trivial[list(plots.panels(experiment.tasks))].notna().all(axis=None)
+    assert trivial[list(figures.panels(experiment.tasks))].notna().all(axis=None)
     origin = json.loads(run.path("provenance.json").read_text())
     assert origin["data"] == name and str(tmp_path) not in json.dumps(origin)
-    data = stages.load_data(run)
-    for figure in (plots.show_samples(data.train, data), plots.show_statistics(data.train, data)):
+    data = load_data(run)
+    for figure in (
+        figures.show_samples(data.train, data),
+        figures.show_statistics(data.train, data),
+    ):
         figure.canvas.draw()
 
 
 def test_the_tour_shows_every_data_set_that_it_is_given(tmp_path):
-    others = {"cityscapes": str(cityscapes(tmp_path / "streets")), "multifashion": str(fashion(tmp_path / "garments"))}
+    others = {
+        "cityscapes": str(cityscapes(tmp_path / "streets")),
+        "multifashion": str(fashion(tmp_path / "garments")),
+    }
     place = {"data": "nyuv2", "root": str(mtan(tmp_path / "rooms")), "others": others}
-    execute(PROJECT / "notebooks" / "09_tour_data.ipynb", tmp_path / "tour.ipynb", place)
-    outputs = [output for cell in nbformat.read(tmp_path / "tour.ipynb", 4).cells for output in cell.get("outputs", [])]
-    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3 * 3, "samples, distributions, minibatches"
+    notebook.execute(PROJECT / "notebooks" / "09_tour_data.ipynb", tmp_path / "tour.ipynb", place)
+    outputs = [
+        output
+        for cell in nbformat.read(tmp_path / "tour.ipynb", 4).cells
+        for output in cell.get("outputs", [])
+    ]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 3 * 3, (
+        "samples, distributions, minibatches"
+    )
     text = "".join(output.get("text", "") for output in outputs)
     assert all(f"{name}\n" in text for name in ("nyuv2", *others))
 
 
 def test_a_run_is_named_by_the_files_not_by_where_they_lie(tmp_path):
     here, there = (
-        Experiment.open("smoke", "nyuv2", str(mtan(tmp_path / place)), "runs").dense(0).name for place in ("here", "there")
+        Experiment.open("smoke", "nyuv2", str(mtan(tmp_path / place)), "runs").dense(0).name
+        for place in ("here", "there")
     )
     assert here == there
     np.save(tmp_path / "here" / "val" / "depth" / "0.npy", np.ones((*SIZE, 1), np.float32))
@@ -234,8 +331,10 @@ def test_batches_that_are_brought_to_the_device_are_those_that_lie_there(tmp_pat
     profile = get_profile("smoke", TINY)
     curves = []
     for version in (data, streamed):
-        model = stages.build(profile.architecture({name: task.channels for name, task in data.tasks.items()}), 0)
-        curves.append(training.train(model, version, profile, profile.dense, 0, report=lambda line: None))
+        model = build(architecture(profile, channels(data.tasks)), 0)
+        curves.append(
+            trainer.train(model, version, profile, profile.dense, 0, report=lambda line: None)
+        )
     assert curves[0] == curves[1]
 
 
@@ -266,7 +365,12 @@ def empty(folder):
 
 
 def another_size(folder):
-    for kind, shape in {"image": (9, 9, 3), "label": (9, 9), "depth": (9, 9), "normal": (9, 9, 3)}.items():
+    for kind, shape in {
+        "image": (9, 9, 3),
+        "label": (9, 9),
+        "depth": (9, 9),
+        "normal": (9, 9, 3),
+    }.items():
         np.save(folder / "train" / kind / "3.npy", np.ones(shape))
 
 
@@ -277,35 +381,80 @@ def empty_cell(folder):
     table.to_parquet(file)
 
 
-@pytest.mark.parametrize("layout, damage, message", [
-    ("adashare", break_index, r"nyu_v2_3task.json \(a row has not four files\): expected"),
-    ("adashare", remove("seg/train2.png"), r"seg/train2.png is missing"),
-    ("adashare", truncate("img/train1.png"), r"img/train1.png cannot be read .*: expected an RGB image"),
-    ("adashare", lambda folder: np.save(folder / "depth/train1.npy", np.ones((9, 9))),
-     r"depth/train1.npy is 9 x 9: expected 24 x 32, as its image"),
-    ("mtan", remove("train/depth/3.npy"), r"train/depth/3.npy is missing: expected depth"),
-    ("mtan", truncate("train/normal/3.npy"), r"train/normal/3.npy cannot be read"),
-    ("mtan", save("label", np.full(SIZE, 13)), r"train/label/3.npy has label 13: expected 0 to 12, 255 or -1"),
-    ("mtan", save("label", np.full(SIZE, 0.5)), r"train/label/3.npy has labels that are no whole numbers"),
-    ("mtan", save("image", np.full((*SIZE, 3), 7.0)), r"train/image/3.npy: expected RGB as uint8, or as floats from 0 to 1"),
-    ("mtan", save("image", np.ones(SIZE)), r"train/image/3.npy has shape \(24, 32\): expected an RGB image"),
-    ("mtan", save("normal", np.ones((*SIZE, 2))), r"train/normal/3.npy has shape .*: expected normals"),
-    ("mtan", empty, r"val: the split is empty"),
-    ("mtan", another_size, r"train/image/3.npy is 9 x 9: expected 24 x 32, as .*train/image/0.npy"),
-    ("hugging face", truncate("data/train-00000-of-00001.parquet"),
-     r"train-00000-of-00001.parquet is not a readable Parquet file"),
-    ("hugging face", remove("data/val-00000-of-00001.parquet"), r"val\*.parquet is missing"),
-    ("hugging face", empty_cell, r"train-00000-of-00001.parquet has a row whose depth is no array of numbers"),
-    ("cityscapes", save("label_7", np.full(SIZE, 9)), r"train/label_7/3.npy has label 9: expected 0 to 6"),
-    ("multifashion", truncate(FILES[0]), r"train-images-idx3-ubyte.gz cannot be read"),
-])
+@pytest.mark.parametrize(
+    "layout, damage, message",
+    [
+        ("adashare", break_index, r"nyu_v2_3task.json \(a row has not four files\): expected"),
+        ("adashare", remove("seg/train2.png"), r"seg/train2.png is missing"),
+        (
+            "adashare",
+            truncate("img/train1.png"),
+            r"img/train1.png cannot be read .*: expected an RGB image",
+        ),
+        (
+            "adashare",
+            lambda folder: np.save(folder / "depth/train1.npy", np.ones((9, 9))),
+            r"depth/train1.npy is 9 x 9: expected 24 x 32, as its image",
+        ),
+        ("mtan", remove("train/depth/3.npy"), r"train/depth/3.npy is missing: expected depth"),
+        ("mtan", truncate("train/normal/3.npy"), r"train/normal/3.npy cannot be read"),
+        (
+            "mtan",
+            save("label", np.full(SIZE, 13)),
+            r"train/label/3.npy has label 13: expected 0 to 12, 255 or -1",
+        ),
+        (
+            "mtan",
+            save("label", np.full(SIZE, 0.5)),
+            r"train/label/3.npy has labels that are no whole numbers",
+        ),
+        (
+            "mtan",
+            save("image", np.full((*SIZE, 3), 7.0)),
+            r"train/image/3.npy: expected RGB as uint8, or as floats from 0 to 1",
+        ),
+        (
+            "mtan",
+            save("image", np.ones(SIZE)),
+            r"train/image/3.npy has shape \(24, 32\): expected an RGB image",
+        ),
+        (
+            "mtan",
+            save("normal", np.ones((*SIZE, 2))),
+            r"train/normal/3.npy has shape .*: expected normals",
+        ),
+        ("mtan", empty, r"val: the split is empty"),
+        (
+            "mtan",
+            another_size,
+            r"train/image/3.npy is 9 x 9: expected 24 x 32, as .*train/image/0.npy",
+        ),
+        (
+            "hugging face",
+            truncate("data/train-00000-of-00001.parquet"),
+            r"train-00000-of-00001.parquet is not a readable Parquet file",
+        ),
+        ("hugging face", remove("data/val-00000-of-00001.parquet"), r"val\*.parquet is missing"),
+        (
+            "hugging face",
+            empty_cell,
+            r"train-00000-of-00001.parquet has a row whose depth is no array of numbers",
+        ),
+        (
+            "cityscapes",
+            save("label_7", np.full(SIZE, 9)),
+            r"train/label_7/3.npy has label 9: expected 0 to 6",
+        ),
+        ("multifashion", truncate(FILES[0]), r"train-images-idx3-ubyte.gz cannot be read"),
+    ],
+)
 def test_damage_is_one_line_that_names_the_file(layout, damage, message, tmp_path):
     name, make = LAYOUTS[layout]
     folder = make(tmp_path / "data")
     damage(folder)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
         run = Experiment.open("smoke", name, str(folder), str(tmp_path / "runs"), TINY).dense(0)
-        stages.execute(run, report=lambda line: None)
+        execute(run, report=lambda line: None)
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
 
@@ -677,18 +826,23 @@ def test_a_mistyped_root_is_not_downloaded_to(tmp_path):
 def test_without_root_or_network_the_download_says_so(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"tanganke/nyuv2 cannot be downloaded \(.*\): set root to a folder with NYUv2"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"tanganke/nyuv2 cannot be downloaded \(.*\): set root to a folder with NYUv2",
+    ):
         load_dataset("nyuv2")
 
 
 def test_nothing_is_downloaded_where_that_is_forbidden(monkeypatch):
     monkeypatch.setenv("MTPRUNE_OFFLINE", "1")
-    with pytest.raises(FileNotFoundError, match=r"what cannot be downloaded \(MTPRUNE_OFFLINE is set\): do without"):
+    with pytest.raises(
+        FileNotFoundError, match=r"what cannot be downloaded \(MTPRUNE_OFFLINE is set\): do without"
+    ):
         _reading.downloaded(lambda: pytest.fail("it was fetched"), "what", "do without")
 
 
 def test_data_sets_go_by_the_names_of_their_files():
-    assert DATASETS == ("cityscapes", "multifashion", "nyuv2", "rooms")
+    assert registry.names("datasets") == ("cityscapes", "multifashion", "nyuv2", "rooms")
     with pytest.raises(ValueError, match="unknown data set 'nyu'"):
         load_dataset("nyu")
 
@@ -699,7 +853,10 @@ def test_data_sets_go_by_the_names_of_their_files():
 def real(tmp_path):
     if not SAMPLES.exists():
         pytest.skip("the two real NYUv2 images are not here")
-    rows = [[f"img/{i}.png", f"seg/{i}.png", f"normal_mask/{i}.png", f"depth/{i}.npy"] for i in ("0061", "1314")]
+    rows = [
+        [f"img/{i}.png", f"seg/{i}.png", f"normal_mask/{i}.png", f"depth/{i}.npy"]
+        for i in ("0061", "1314")
+    ]
     for row in rows:
         for name in row:
             (tmp_path / "real" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -715,31 +872,50 @@ def test_real_images_go_through_loader_augmentation_and_metrics(real):
         "depth": (real.test.targets["depth"] > 0).float().mean().item(),
         "normals": (real.test.targets["normals"].float().square().sum(1) > 0).float().mean().item(),
     }
-    assert valid["depth"] > 0.99 and 0.6 < valid["normals"] < 0.9 and valid["segmentation"] > 0.5, valid
+    assert valid["depth"] > 0.99 and 0.6 < valid["normals"] < 0.9 and valid["segmentation"] > 0.5, (
+        valid
+    )
     profile = get_profile("paper")
     images, targets = augment(
-        real.test, real.tasks, profile.image_height, profile.crop, (1.0, 1.0), False, torch.Generator().manual_seed(0)
+        real.test,
+        real.tasks,
+        profile.image_height,
+        profile.crop,
+        (1.0, 1.0),
+        False,
+        torch.Generator().manual_seed(0),
     )
-    assert images.shape == (2, 3, 321, 321) and set(targets["segmentation"].unique().tolist()) <= {*range(40), 255}
-    for images, targets in training.evaluation_batches(real.test, real.tasks, profile):
+    assert images.shape == (2, 3, 321, 321) and set(targets["segmentation"].unique().tolist()) <= {
+        *range(40),
+        255,
+    }
+    for images, targets in evaluation.evaluation_batches(real.test, real.tasks, profile):
         for name, task in real.tasks.items():
             meter = task.meter()
             output = truth = targets[name]
             if name == "segmentation":
-                output = torch.nn.functional.one_hot(truth.long().clamp(max=39), 40).permute(0, 3, 1, 2).float()
+                output = (
+                    torch.nn.functional.one_hot(truth.long().clamp(max=39), 40)
+                    .permute(0, 3, 1, 2)
+                    .float()
+                )
             meter.update(output, truth)
-            perfect = tasks.numbers(meter.compute())
-            assert perfect[task.shown] == pytest.approx(1.0 if name == "segmentation" else 0.0, abs=0.1)
+            perfect = numbers(meter.compute())
+            assert perfect[task.shown] == pytest.approx(
+                1.0 if name == "segmentation" else 0.0, abs=0.1
+            )
 
 
 def test_real_images_are_drawn_with_their_targets(real):
-    figure = plots.show_samples(real.train, real, count=1)
+    figure = figures.show_samples(real.train, real, count=1)
     figure.canvas.draw()
     assert len([axis for axis in figure.axes if axis.images]) == 4
 
 
 def test_real_normals_are_those_of_the_real_depth(real):
-    """In the common axes, x right, y up, z to the camera, with the Kinect's focal length: they agree but for noise."""
+    """In the common axes, x right, y up, z to the camera, with the Kinect's focal length: they
+    agree but for noise.
+    """
     y, x = torch.meshgrid(torch.arange(480.0), torch.arange(640.0), indexing="ij")
     for depth, normals in zip(real.test.targets["depth"], real.test.targets["normals"].float()):
         smooth = torch.nn.functional.avg_pool2d(depth[None], 9, 1, 4)[0, 0]

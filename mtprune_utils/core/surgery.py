@@ -80,7 +80,8 @@ def remove(
     chosen: one tensor of distinct units per group. Gradients are dropped. Raises ValueError, before
     anything is cut, as `check_choice` does.
     """
-    cuts = cuts_of(groups, check_choice(groups, chosen))
+    chosen = check_choice(groups, chosen)
+    cuts = cuts_of(groups, chosen)
     by_tensor: dict[str, list[tuple[int, Tensor]]] = {}
     for (name, dim), gone in cuts.items():
         by_tensor.setdefault(name, []).append((dim, gone))
