@@ -13,7 +13,7 @@ JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
-BATCH = $(BIN)/python -m mtprune_utils.batch
+BATCH = $(BIN)/python -m mtprune_utils.run.launch
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
 override PROFILE := $(subst $$$$,$$,$(value PROFILE))
@@ -26,6 +26,7 @@ export PROFILE DATA ROOT OVERRIDES BASE JOBS
 SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
 CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
 AT_ONCE = $${JOBS:+--jobs "$$JOBS"}
+RENEW_README = $(BIN)/python -m tools.readme
 # One thread: results differ in the last digits between one thread and two.
 export OMP_NUM_THREADS = 1
 export MKL_NUM_THREADS = 1
@@ -39,15 +40,18 @@ help:  ## show this list
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
 	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(AT_ONCE)
+	@$(RENEW_README)
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
 	@$(BATCH) figures --profile smoke $(AT_ONCE)
 
 study: $(INSTALLED)  ## go on with the study that decides the claims, from its committed tables (hours, in as many sittings as you like)
 	@$(BATCH) figures --profile study --restore $(AT_ONCE)
+	@$(RENEW_README)
 
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
 	@$(BATCH) claims $(SETTINGS) $(CHANGED)
+	@$(RENEW_README)
 
 test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
@@ -58,10 +62,10 @@ stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and com
 	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s
 
 check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
-	@$(BIN)/python -m mtprune_utils.check
+	@$(BIN)/python -m tools.stale
 
 vouch: $(INSTALLED)  ## repeat committed runs by the code as it is, and note if it gives the same numbers (PROFILE=quick, BASE=commit)
-	$(BIN)/python -m mtprune_utils.vouch $(SETTINGS) $${BASE:+--base "$$BASE"}
+	$(BIN)/python -m mtprune_utils.study.vouch $(SETTINGS) $${BASE:+--base "$$BASE"}
 
 bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty minutes; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py
@@ -78,8 +82,8 @@ bench-capacity: $(INSTALLED)  ## what a network with a quarter of the filters, t
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
 	@$(BATCH) refresh
 
-readme: $(INSTALLED)  ## write the README's tables anew from figures/quick
-	$(BIN)/python -m mtprune_utils.readme
+readme: $(INSTALLED)  ## write the README's tables anew from figures (the targets above that draw any do it too)
+	$(RENEW_README)
 
 lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 	$(BIN)/jupyter lab --ip=localhost notebooks
@@ -96,11 +100,11 @@ audit:  ## look for known vulnerabilities in what is installed (needs the networ
 	.venv/audit/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
 
 rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
-	$(BIN)/python -m mtprune_utils.data._render_rooms --out mtprune_utils/data/rooms_v1
+	$(BIN)/python -m tools.render_rooms.render --out mtprune_utils/datasets/rooms_v1
 
 clean:  ## remove the runs and caches (figures stay, except the smoke profile's)
 	rm -rf runs figures/smoke .snakemake .pytest_cache
-	find mtprune_utils notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find mtprune_utils tools benchmarks notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean  ## the same, and .venv
 	rm -rf .venv

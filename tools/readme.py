@@ -9,26 +9,28 @@ from pathlib import Path
 import pandas as pd
 
 from mtprune_utils.files import PROJECT, read_json, write_atomically
-from mtprune_utils.plots import style_of, title
+from mtprune_utils.stages import get_stage, stage_names
+from mtprune_utils.study import store
+from mtprune_utils.study.figures import style_of, title
 
-NOTEBOOKS = {  # notebook: (item of the paper, stage it runs or figure it draws, its own parameters)
-    "01_train_dense": ("the network that pruning starts from", "dense", "-p seed 0"),
+NOTEBOOKS = {  # notebook: (item of the paper, parameters of one run)
+    "01_train_dense": ("the network that pruning starts from", "-p seed 0"),
     "02_prune_iteratively": (
-        "iterative pruning, Taylor or CosPrune", "prune", "-p criterion cosprune -p seed 0",
+        "iterative pruning, Taylor or CosPrune", "-p criterion cosprune -p seed 0",
     ),
     "03_retrain_from_scratch": (
-        "found architectures from random weights", "retrain",
+        "found architectures from random weights",
         "-p criterion cosprune -p seed 0 -p level 1",
     ),
-    "04_plot_fig1_iterative_pruning": ("Figure 1", "fig1_iterative_pruning", ""),
-    "05_plot_fig2_layer_widths": ("Figure 2", "fig2_layer_widths", ""),
-    "06_plot_fig3_retrained_from_scratch": ("Figure 3", "fig3_retrained_from_scratch", ""),
+    "04_plot_fig1_iterative_pruning": ("Figure 1", ""),
+    "05_plot_fig2_layer_widths": ("Figure 2", ""),
+    "06_plot_fig3_retrained_from_scratch": ("Figure 3", ""),
     "07_tune_optimizer": (
-        "careful tuning, a part of claim 2", "tune", "-p arm retrain -p criterion taylor -p level 0",
+        "careful tuning, a part of claim 2", "-p arm retrain -p criterion taylor -p level 0",
     ),
-    "08_judge_claims": ("the claims' verdicts", "fig5_claims", ""),
-    "09_tour_data": ("the data", "", ""),
-    "10_measure_speedup": ("what pruning buys at inference", "fig4_speedup", ""),
+    "08_judge_claims": ("the claims' verdicts", ""),
+    "09_tour_data": ("the data", ""),
+    "10_measure_speedup": ("what pruning buys at inference", ""),
 }
 CLAIM_PROFILES = ("study", "quick")  # the first one that has runs of all of these decides them
 CLAIMS = {  # the README's rows of Table 1, in the paper's terms
@@ -53,18 +55,21 @@ def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
 
 def notebook_table(figures: Path) -> str:
     """Each notebook: the paper's item, a command, the batch's runs and minutes, its figure."""
-    timings = pd.read_csv(figures / "timings.csv")
+    timings = pd.read_csv(figures / store.TIMINGS)
+    stage_of = {get_stage(stage).NOTEBOOK: stage for stage in stage_names()}
     rows = []
-    for notebook, (item, what, parameters) in NOTEBOOKS.items():
-        of_stage = timings["job"].str.split().str[0].eq(what)
-        runs = timings[of_stage | timings["job"].eq(f"figure {what}")]
-        image = figures / f"{what}.png"
-        figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
+    for notebook, (item, parameters) in NOTEBOOKS.items():
+        drawn = store.about_notebook(PROJECT / "notebooks" / f"{notebook}.ipynb").get("figures")
+        stage, figure = stage_of.get(notebook), drawn[0] if drawn else ""
+        of_stage = timings["job"].str.split().str[0].eq(stage)
+        runs = timings[of_stage | timings["job"].eq(f"figure {figure}")]
+        image = (figures / f"{figure}.png").relative_to(PROJECT).as_posix()
+        shown = f"[{figure}]({image})" if figure else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        profile = "study" if what == "tune" else "quick"  # quick does not tune
+        profile = "study" if stage == "tune" else "quick"  # quick does not tune
         command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}"
         minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
-        rows.append((item, link, f"`{command.strip()}`", len(runs), minutes, figure))
+        rows.append((item, link, f"`{command.strip()}`", len(runs), minutes, shown))
     run = "one run of it: `RUN` and"
     header = ("paper", "notebook", run, "runs in the batch", "minutes each", "figure")
     return _table(header, rows)

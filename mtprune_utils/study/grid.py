@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -102,10 +102,13 @@ class Experiment:
     def vouched_file(self) -> Path:
         return store.results_folder(self.label) / store.VOUCHED
 
+    def stamps(self) -> list[dict]:
+        """What `make vouch` has noted: that code "to" gives the numbers that code "from" gave."""
+        return read_json(self.vouched_file) if self.vouched_file.exists() else []
+
     def same_code(self, code: str) -> set[str]:
         """The digests of the code that `make vouch` has found to give the numbers of `code`."""
-        stamps = read_json(self.vouched_file) if self.vouched_file.exists() else []
-        groups = [{*stamp["from"], stamp["to"]} for stamp in stamps]
+        groups = [{*stamp["from"], stamp["to"]} for stamp in self.stamps()]
         same = {code}
         for _ in groups:  # one leads to the next, in any order
             same = same.union(*(group for group in groups if group & same))
@@ -222,14 +225,15 @@ class Experiment:
         """The runs that a figure shows, as its notebook's metadata name them: "all" or, of the
         paper's arms, "paper", "pruned" (re-training left out), "first pruned" (the first seed's).
         """
+        known(which, ("all", "paper", "pruned", "first pruned"), "selection of runs")
+        if which == "all":
+            return self.runs()
         paper = self.paper_runs()
-        selections = {
-            "all": self.runs(),
-            "paper": paper,
-            "pruned": [run for run in paper if run.stage != "retrain"],
-            "first pruned": [run for run in paper if run.stage == "prune" and run.seed == 0],
-        }
-        return selections[known(which, selections, "selection of runs")]
+        if which == "paper":
+            return paper
+        if which == "pruned":
+            return [run for run in paper if run.stage != "retrain"]
+        return [run for run in paper if run.stage == "prune" and run.seed == 0]
 
     def control_runs(self, seed: int) -> list["Run"]:
         """One seed of the arms that the paper's are held against."""
@@ -245,6 +249,12 @@ class Experiment:
                 for arm in ("scratch_longer", "finetune")
             ),
         ]
+
+
+@cache
+def _code(*modules: str) -> str:
+    """A hash of modules and of what they import. Read once: a process goes on with what it has."""
+    return source_digest(registry.sources(*modules))
 
 
 @dataclass(frozen=True)
@@ -305,7 +315,7 @@ class Run(store.RunFolder):
     def code(self) -> str:
         """A hash of the modules that its results depend on; comments and layout do not count."""
         named = [*self.experiment.entries(), *self.record.entries(self)]
-        return source_digest(registry.sources(f"stages.{self.stage}", *named))
+        return _code(f"stages.{self.stage}", *named)
 
     @cached_property
     def params(self) -> dict:

@@ -10,23 +10,19 @@ wrote and of what it started from: times do not count. Files are written beside 
 renamed, so none is ever half there.
 """
 
-import csv
 import hashlib
-import io
 import json
 import os
 import platform
-import re
 import subprocess
 from collections.abc import Callable
-from functools import cached_property
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from mtprune_utils import registry
 from mtprune_utils.files import (
-    PACKAGE, PROJECT, checksum, csv_text, parse_json, read_json, read_table, source_digest,
-    write_atomically, write_json,
+    PACKAGE, PROJECT, checksum, csv_text, read_json, source_digest, write_atomically, write_json,
 )
 from mtprune_utils.stages import get_stage, stage_names
 
@@ -100,6 +96,7 @@ def notebook_digest(figure: str) -> str | None:
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()[:16]
 
 
+@cache
 def figure_code() -> str:
     """A hash of the modules that figures are drawn by; comments and layout do not count."""
     return source_digest(registry.sources(*(f"study.{name}" for name in DRAWING)))

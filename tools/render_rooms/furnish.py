@@ -1,4 +1,6 @@
-"""Furnish `rooms`: a seed decides a room's size, furniture, materials and lights. (_render_rooms.py makes images of it.)
+"""Furnish `rooms`: a seed decides a room's size, furniture, materials and lights.
+
+(render.py makes images of it.)
 
 World: x, y along the floor, z up, metres.
 """

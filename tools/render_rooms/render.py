@@ -6,7 +6,7 @@ centre into the same scene, so they agree exactly.  World: x, y along the floor,
 Camera: x right, y up, z towards the camera; depth is -z (planar, as in NYUv2), and a wall that faces
 the camera has the normal (0, 0, 1).  Mirroring an image horizontally negates a normal's x.
 
-    python -m mtprune_utils.data._render_rooms --out DIR --workers 2
+    python -m tools.render_rooms.render --out DIR --workers 2
 """
 
 import argparse
@@ -20,9 +20,9 @@ import time
 
 import numpy as np
 
-from mtprune_utils.data._furnish_rooms import Room, furnish
-from mtprune_utils.data.rooms import CLASSES, decode
-from mtprune_utils.tasks import IGNORE
+from mtprune_utils.core.targets import IGNORE
+from mtprune_utils.datasets.rooms import CLASSES, decode
+from tools.render_rooms.furnish import Room, furnish
 
 FIELD_OF_VIEW = 65.0  # degrees, horizontal
 SPLITS = {"train": range(1024), "test": range(10000, 10256)}
