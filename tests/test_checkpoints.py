@@ -3,21 +3,23 @@
 import math
 import os
 import signal
-from dataclasses import replace
 
 import pytest
 import test_runs
 import torch
 
-from mtprune_utils import stages, training
-from mtprune_utils.checkpoints import Checkpoints, Interrupted, pack, unpack
-from mtprune_utils.models import build
-from mtprune_utils.profiles import Optimization, Profile, Pruning
+from conftest import narrow
+from mtprune_utils.core import evaluation, iterative, trainer
+from mtprune_utils.core.checkpoints import Checkpoints, Interrupted, pack, unpack
+from mtprune_utils.core.model import build
+from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.settings import Optimization, Profile, Pruning
+from mtprune_utils.study.execute import execute
 
 PROFILE = Profile(
     "tiny", image_height=32, crop=32, scale=(0.75, 1.0), batch_size=8, backbone="vgg16_bn", stride=8, head_width=8,
     dense=Optimization(steps=9, evaluations=3), sizes=(0.7,),
-    prune=Pruning(lr=1e-3, every=3, filters=25, cosine_batches=2),
+    prune=Pruning(lr=1e-3, prune_interval=3, filters_per_step=25, cosine_batches=2),
 )
 
 
@@ -36,13 +38,13 @@ class StopsAfter(Checkpoints):
 
 @pytest.fixture
 def with_dropout(architecture):
-    return replace(architecture, backbone="vgg16_bn", dropout=0.3)
+    return narrow(architecture, backbone="vgg16_bn", dropout=0.3)
 
 
 def dense(architecture, dataset, checkpoints):
     torch.manual_seed(5)
     model = build(architecture, 0)
-    curve = training.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
+    curve = trainer.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
     return curve, model
 
 
@@ -50,9 +52,9 @@ def pruned(criterion):
     def run(architecture, dataset, checkpoints):
         torch.manual_seed(5)
         model = build(architecture, 0)
-        results = training.prune_iteratively(
+        results = iterative.prune_iteratively(
             model, dataset, PROFILE, PROFILE.prune, criterion, 0,
-            measure=lambda model: training.evaluate_afresh(model, dataset, dataset.test, PROFILE), checkpoints=checkpoints,
+            measure=lambda model: evaluation.evaluate_with_recalibrated_bn(model, dataset, dataset.test, PROFILE), checkpoints=checkpoints,
         )
         return results, model
 
@@ -84,7 +86,7 @@ def test_each_part_of_the_state_matters(part, with_dropout, dataset, tmp_path, m
     results, _ = pruned("taylor")(with_dropout, dataset, None)
     with pytest.raises(Interrupted):
         pruned("taylor")(with_dropout, dataset, StopsAfter(tmp_path, {5}))
-    restore, score = training.Trainer.restore, training.Scores.restore
+    restore, score = trainer.Trainer.restore, Scores.restore
 
     def forgetful(self, state):
         torch.rand(3)
@@ -92,8 +94,8 @@ def test_each_part_of_the_state_matters(part, with_dropout, dataset, tmp_path, m
         keys = {"weights": ["model"], "optimizer": ["optimizer"], "order": ["generator", "batches"], "random numbers": ["random"]}
         restore(self, state | {key: fresh[key] for key in keys.get(part, [])})
 
-    monkeypatch.setattr(training.Trainer, "restore", forgetful)
-    monkeypatch.setattr(training.Scores, "restore", lambda self, state: None if part == "scores" else score(self, state))
+    monkeypatch.setattr(trainer.Trainer, "restore", forgetful)
+    monkeypatch.setattr(Scores, "restore", lambda self, state: None if part == "scores" else score(self, state))
     again, _ = pruned("taylor")(with_dropout, dataset, StopsAfter(tmp_path))
     assert repr(again) != repr(results)
 
@@ -144,13 +146,13 @@ def test_a_checkpoint_with_a_senseless_state_is_named(state, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "keep", leaves_nonsense)
         with pytest.raises(Interrupted):
-            stages.execute(run, lambda line: None)
+            execute(run, lambda line: None)
     file = sorted(run.path("checkpoints").iterdir())[-1]
     if state:
         with pytest.raises(ValueError, match=f"{file.name} holds no state .*: delete it"):
-            stages.execute(run, lambda line: None)
+            execute(run, lambda line: None)
         file.unlink()
-    stages.execute(run, lambda line: None)
+    execute(run, lambda line: None)
     assert run.done
 
 
@@ -162,12 +164,12 @@ def test_a_checkpoint_of_another_run_is_not_used_and_that_is_said(seed, arm, ove
     foreign = test_runs.experiment(tmp_path, checkpoint_seconds=0, **overrides).dense(seed, arm)
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages.Checkpoints, "clear", lambda self: None)
-        stages.execute(foreign, lambda line: None)
+        patch.setattr(Checkpoints, "clear", lambda self: None)
+        execute(foreign, lambda line: None)
     foreign.path("checkpoints").rename(own.folder.parent / "left")
     own.folder.mkdir(exist_ok=True)
     (own.folder.parent / "left").rename(own.path("checkpoints"))
-    stages.execute(own, said.append)
+    execute(own, said.append)
     assert "by another run: not used" in said[0] and not any("going on" in line for line in said)
 
 
@@ -216,7 +218,7 @@ def test_a_broken_state_is_never_kept(with_dropout, dataset, tmp_path):
     torch.manual_seed(5)
     model = build(with_dropout, 0)
     checkpoints = StopsAfter(tmp_path)
-    losses = training.task_losses
+    losses = trainer.task_losses
 
     def breaks(*arguments):
         values = losses(*arguments)
@@ -225,7 +227,7 @@ def test_a_broken_state_is_never_kept(with_dropout, dataset, tmp_path):
         return values
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "task_losses", breaks)
-        with pytest.raises(training.Diverged, match="the loss of depth is nan at step 5: lower the learning rate"):
-            training.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
+        patch.setattr(trainer, "task_losses", breaks)
+        with pytest.raises(trainer.Diverged, match="the loss of depth is nan at step 5: lower the learning rate"):
+            trainer.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
     assert StopsAfter(tmp_path).load()["trainer"]["step"] == 4

@@ -92,8 +92,9 @@ def test_normals_agree_with_depth_after_scale_crop_and_mirror():
     """A curved surface seen by a pinhole camera: normals recomputed from the transformed depth are
     the transformed normals.
 
-    An enlarged picture was taken with a focal length times s, and crop and mirror move the principal point; the image's
-    colours are its coordinates, so each sample tells how it was transformed.
+    An enlarged picture was taken with a focal length times s, and crop and mirror move the
+    principal point; the image's colours are its coordinates, so each sample tells how it was
+    transformed.
     """
     size, focal, centre = 200, 220.0, 99.5
     y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")

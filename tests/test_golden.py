@@ -1,6 +1,7 @@
 """Losses, scores and chosen filters agree with the canonical scores of the authors' released code.
 
-The file is read from MTPRUNE_GOLDEN, or from shared/golden beside the checkout; nothing here depends on its sizes.
+The file is read from MTPRUNE_GOLDEN, or from shared/golden beside the checkout; nothing here
+depends on its sizes.
 """
 
 import os

@@ -87,7 +87,8 @@ def pruned_and_masked(architecture, drop_optimizer_state: bool):
     """Ten AdamW steps, surgery, ten more; the same with masks. Returns losses and kept weights of
     both.
 
-    The first as the loop does it: channels last, gradients by task, a fused optimizer; the reference plainly.
+    The first as the loop does it: channels last, gradients by task, a fused optimizer; the
+    reference plainly.
     """
     results = []
     for remove in (True, False):

@@ -6,8 +6,9 @@ import shutil
 import pytest
 import test_runs
 
-from mtprune_utils import results, stages
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study import tables
+from mtprune_utils.study.execute import execute
+from mtprune_utils.study.grid import Experiment
 
 TINY = test_runs.TINY | {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0}
 
@@ -18,8 +19,8 @@ def collected(tmp_path_factory):
     place = tmp_path_factory.mktemp("collected")
     experiment = Experiment.open("smoke", "rooms", "", str(place / "runs"), TINY | {"seeds": 2})
     for seed in (0, 1):
-        stages.execute(experiment.dense(seed), report=lambda line: None)
-    results.collect(experiment, place / "figures")
+        execute(experiment.dense(seed), report=lambda line: None)
+    tables.collect(experiment, place / "figures")
     return place / "figures"
 
 
@@ -61,7 +62,7 @@ def test_tables_that_are_not_as_they_were_collected_are_refused_in_one_line(coll
     settings = TINY | {"seeds": 2}
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), settings)
     with pytest.raises(ValueError, match=file) as error:
-        results.restore(elsewhere, figures)
+        tables.restore(elsewhere, figures)
     assert "\n" not in str(error.value)
     assert not list((tmp_path / "runs").rglob("*.csv")), "nothing is laid out"
 
@@ -72,4 +73,4 @@ def test_line_ends_and_the_order_of_columns_do_not_count(collected, tmp_path):
         path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
     settings = TINY | {"seeds": 2}
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), settings)
-    assert results.restore(elsewhere, figures) == 2
+    assert tables.restore(elsewhere, figures) == 2

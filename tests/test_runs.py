@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from mtprune_utils import files, runs, stages
-from mtprune_utils.data.rooms import FOLDER
+from mtprune_utils import files
+from mtprune_utils.datasets.rooms import FOLDER
 from mtprune_utils.files import csv_text, read_table, source_digest, write_atomically
-from mtprune_utils.profiles import PROFILES, get_profile
-from mtprune_utils.runs import Experiment, Run, code_digest
+from mtprune_utils.study import store
+from mtprune_utils.study.execute import execute, execute_missing
+from mtprune_utils.study.grid import Experiment, Run
+from mtprune_utils.study.profiles import PROFILES, get_profile
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
-    "retrain.steps": 3, "retrain.evaluations": 1, "prune.every": 1, "prune.filters": 110, "tuning.trials": 0,
+    "retrain.steps": 3, "retrain.evaluations": 1, "prune.prune_interval": 1, "prune.filters_per_step": 110, "tuning.trials": 0,
     "prune.cosine_batches": 1,
 }
 
@@ -47,7 +49,7 @@ def test_a_run_is_named_by_every_number_that_its_results_depend_on(tmp_path):
 
 def test_both_criteria_of_a_seed_see_the_same_random_numbers(tmp_path):
     base = experiment(tmp_path)
-    assert stages._seed(base.prune("taylor", 0)) == stages._seed(base.prune("cosprune", 0)) != stages._seed(base.prune("taylor", 1))
+    assert base.prune("taylor", 0).random_seed == base.prune("cosprune", 0).random_seed != base.prune("taylor", 1).random_seed
 
 
 def test_other_data_make_another_run(tmp_path):
@@ -95,26 +97,14 @@ def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
 
 
 def test_a_digest_of_code_is_the_same_in_every_locale():
-    script = "from mtprune_utils.runs import code_digest; print(code_digest('figure'))"
+    script = (
+        "from mtprune_utils.study.grid import Experiment; "
+        "print(Experiment.open('smoke', 'rooms', '', 'runs').prune('cosprune', 0).code)"
+    )
     other = os.environ | {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
     command = [sys.executable, "-c", script]
     result = subprocess.run(command, cwd=files.PROJECT, env=other, capture_output=True, text=True)
-    assert result.stdout.strip() == code_digest("figure")
-
-
-def test_code_digest_ignores_comments_but_not_code(tmp_path, monkeypatch):
-    for name in {name for names in runs.STAGE_MODULES.values() for name in names} | {"data/rooms.py"}:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text((runs.PACKAGE / name).read_text())
-    monkeypatch.setattr(runs, "PACKAGE", tmp_path)
-    before = {stage: code_digest(stage) for stage in runs.STAGE_MODULES}
-    plots, criteria = tmp_path / "plots.py", tmp_path / "criteria.py"
-    plots.write_text(plots.read_text() + "# a comment\n")
-    assert {stage: code_digest(stage) for stage in runs.STAGE_MODULES} == before
-    plots.write_text(plots.read_text() + "SIZE = 1\n")
-    criteria.write_text(criteria.read_text() + "SIZE = 1\n")
-    changed = {stage for stage in runs.STAGE_MODULES if code_digest(stage) != before[stage]}
-    assert changed == {"figure", "prune", "tune"}
+    assert result.stdout.strip() == experiment("runs").prune("cosprune", 0).code
 
 
 def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
@@ -125,16 +115,15 @@ def test_provenance_tells_whether_the_code_was_committed(tmp_path, monkeypatch):
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "."], [*identity, "commit", "-q", "-m", "first"]):
         subprocess.run(["git", *command], cwd=tmp_path, check=True)
-    monkeypatch.setattr(runs, "PACKAGE", package)
-    monkeypatch.setattr(runs, "code_digest", lambda stage, data: "")
+    monkeypatch.setattr(store, "PACKAGE", package)
     monkeypatch.setenv("GIT_DIR", "/nowhere")
-    clean = runs.provenance("dense")
+    clean = store.provenance("")
     assert len(clean["commit"]) == 40 and clean["dirty"] is False
     module.write_text("A = 2\n")
-    assert runs.provenance("dense")["dirty"] is True
+    assert store.provenance("")["dirty"] is True
     installed = shutil.copytree(package, tmp_path / ".venv" / "mtprune_utils")
-    monkeypatch.setattr(runs, "PACKAGE", installed)
-    somebody_elses = runs.provenance("dense")  # is the repository around it
+    monkeypatch.setattr(store, "PACKAGE", installed)
+    somebody_elses = store.provenance("")  # is the repository around it
     assert (somebody_elses["commit"], somebody_elses["dirty"]) == (None, None)
 
 
@@ -154,15 +143,15 @@ def test_tables_round_trip(tmp_path):
 
 def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
     run = experiment(tmp_path).retrain("cosprune", 0, 0)
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
     chain = [run, *run.inputs, *run.inputs[0].inputs]
     assert [part.stage for part in chain] == ["retrain", "prune", "dense"] and all(part.done for part in chain)
     origin = json.loads(run.path("provenance.json").read_text())
-    assert origin["params"]["seed"] == 0 and origin["code"] == code_digest("retrain") and len(origin["data_digest"]) == 16
+    assert origin["params"]["seed"] == 0 and origin["code"] == run.code and len(origin["data_digest"]) == 16
     (row,) = read_table(run.path("evaluations.csv"))
     assert abs(int(row["parameters"]) / int(read_table(chain[2].path("evaluations.csv"))[0]["parameters"]) - 0.4) < 0.03
     said = []
-    stages.execute(run, report=said.append)
+    execute(run, report=said.append)
     assert said == [f"retrain {run.name}: finished before, nothing to do"]
     paths = "".join(file.read_text() for part in chain for file in part.folder.glob("*.json"))
     assert str(Path.home()) not in paths and str(tmp_path) not in paths
@@ -171,7 +160,7 @@ def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory):
     run = experiment(tmp_path_factory.mktemp("chain")).retrain("taylor", 0, 0)
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
     return run
 
 
@@ -191,35 +180,36 @@ def test_a_run_of_other_code_or_from_other_results_is_refused(chain, tmp_path, p
     else:
         table = changed.path("evaluations.csv")
         table.write_text(table.read_text().replace("0.", "1."))
-        changed.finish(code_digest(changed.stage))
+        changed.finish(changed.code)
     if (what, part) == ("results", "run"):  # nothing starts from it
-        return stages.execute(run, report=lambda line: None)
+        return execute(run, report=lambda line: None)
     with pytest.raises(ValueError) as error:
-        stages.execute(run, report=lambda line: None)
+        execute(run, report=lambda line: None)
     assert "\n" not in str(error.value) and changed.name in str(error.value)
     if what == "code":
-        words = ("0123456789abcdef", code_digest(changed.stage), "make vouch", "delete its folder")
+        words = ("0123456789abcdef", changed.code, "make vouch", "delete its folder")
         assert all(word in str(error.value) for word in words)
 
 
 def test_code_that_is_vouched_for_is_the_present_one(chain, tmp_path, monkeypatch):
     run, stamps = elsewhere(chain, tmp_path), tmp_path / "vouched.json"
     run.finish("older")
-    now = code_digest("retrain")
+    now = run.code
     files.write_json(stamps, [{"stage": "retrain", "from": ["oldest", "older"], "to": now}])
     monkeypatch.setattr(Experiment, "vouched_file", stamps)
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
 
 
 def test_runs_of_several_codes_are_not_shown_together_and_other_code_is_said(chain, capsys):
-    base, now = chain.experiment, code_digest("dense")
-    base.check_codes([("dense", now), ("prune", code_digest("prune"))])
+    base = chain.experiment
+    dense, pruned = base.dense(0), base.prune("taylor", 0)
+    base.check_codes([(dense, dense.code), (pruned, pruned.code)])
     assert capsys.readouterr().err == ""
-    base.check_codes([("dense", "older"), ("dense", "older")])
+    base.check_codes([(dense, "older"), (base.dense(1), "older")])
     said = capsys.readouterr().err
     assert "dense runs are of other code, older, not the present" in said and said.count("\n") == 1
     with pytest.raises(ValueError, match="dense runs of several codes .*make vouch"):
-        base.check_codes([("dense", now), ("dense", "older")])
+        base.check_codes([(dense, dense.code), (base.dense(1), "older")])
 
 
 def test_tasks_name_a_run_and_do_not_draw_a_search(tmp_path, monkeypatch):
@@ -245,9 +235,9 @@ def test_a_folder_that_is_deleted_in_mid_run_is_not_finished(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Run, "write_json", deleting)
         with pytest.raises(FileNotFoundError, match=f"{file} was deleted while it ran"):
-            stages.execute(run, report=lambda line: None)
+            execute(run, report=lambda line: None)
     assert not run.done
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
     assert run.done and run.path(file).exists()
 
 
@@ -255,8 +245,8 @@ def test_who_starts_from_a_run_waits_for_it_and_says_so(tmp_path):
     run, said = experiment(tmp_path).prune("taylor", 0), []
     with files.locked(run.source.lock_file, "the dense network"):
         with pytest.raises(ValueError, match="is already being run there"):
-            stages.execute(run.source, report=said.append)
-        thread = threading.Thread(target=stages.execute, args=(run, said.append))
+            execute(run.source, report=said.append)
+        thread = threading.Thread(target=execute, args=(run, said.append))
         thread.start()
         while not said:
             assert thread.is_alive()
@@ -287,7 +277,7 @@ def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
     tables = []
     for name in ("one", "two"):
         run = experiment(tmp_path / name).prune("taylor", 0)
-        stages.execute(run, report=lambda line: None)
+        execute(run, report=lambda line: None)
         tables.append([run.path(file).read_bytes() for file in ("evaluations.csv", "layers.csv", "model.safetensors")])
     assert tables[0] == tables[1]
 
@@ -295,4 +285,4 @@ def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
 def test_a_figure_of_a_larger_profile_says_which_command_makes_its_runs(tmp_path):
     grid = Experiment.open("quick", "rooms", "", str(tmp_path)).runs()
     with pytest.raises(FileNotFoundError, match=r"(\d+) of \1 runs of quick are missing: run `make figures PROFILE=quick`"):
-        stages.execute_missing(grid)
+        execute_missing(grid)

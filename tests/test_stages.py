@@ -6,14 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mtprune_utils import stages, training
+from mtprune_utils.core import evaluation
+from mtprune_utils.core.model import load_model
+from mtprune_utils.core.trainer import Diverged
 from mtprune_utils.files import read_json, read_table
-from mtprune_utils.profiles import get_profile
-from mtprune_utils.runs import Experiment
+from mtprune_utils.stages import _training, prune, retrain, tune
+from mtprune_utils.study.execute import execute
+from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import get_profile
 
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4, "dense.evaluations": 1,
-    "retrain.steps": 4, "retrain.evaluations": 2, "prune.every": 1, "prune.filters": 60, "sizes": [0.6, 0.4],
+    "retrain.steps": 4, "retrain.evaluations": 2, "prune.prune_interval": 1, "prune.filters_per_step": 60, "sizes": [0.6, 0.4],
     "tuning.trials": 3,
 }
 
@@ -31,7 +35,7 @@ def tuned(tmp_path_factory):
     """An experiment in which one search for pruning and one for re-training have been run."""
     base = experiment(tmp_path_factory.mktemp("tuned"))
     for arm in ("prune", "retrain", "finetune"):
-        stages.execute(base.tune(arm, "taylor", 0), quiet)
+        execute(base.tune(arm, "taylor", 0), quiet)
     return base
 
 
@@ -39,7 +43,7 @@ def test_a_search_writes_its_history_and_its_best(tuned):
     for arm in ("prune", "retrain", "finetune"):
         run = tuned.tune(arm, "taylor", 0)
         rows, best = read_table(run.path("trials.csv")), read_json(run.path("best.json"))
-        own = stages.settings_of(run)
+        own = tune.settings(run)
         assert len(rows) == 3 and float(rows[0]["lr"]) == own.lr and float(rows[0]["weight_decay"]) == own.weight_decay
         losses = [float(row["loss"]) for row in rows if row["state"] == "complete"]
         assert best["loss"] == min(losses)
@@ -57,15 +61,15 @@ def test_a_search_uses_its_own_seed_and_never_the_test_images(tuned, monkeypatch
         return {"depth.loss": 1.0}
 
     base = experiment(tmp_path)
-    stages.execute(base.dense(1000), quiet)
-    monkeypatch.setattr(training, "evaluate", evaluate)
-    stages.execute(base.tune("prune", "taylor", 0), quiet)
+    execute(base.dense(1000), quiet)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
+    execute(base.tune("prune", "taylor", 0), quiet)
     assert set(seen) == {3}, "the validation images are 3, the test images 8"
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU here: override it with auto or cpu"):
-        stages.execute(Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"device": "cuda"}).dense(0), quiet)
+        execute(Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"device": "cuda"}).dense(0), quiet)
 
 
 def test_how_a_run_is_done_is_no_part_of_its_name(tmp_path):
@@ -83,7 +87,7 @@ def test_switches_of_a_gpu(monkeypatch):
     before = torch.backends.cudnn.benchmark
     try:
         for deterministic in (True, False):
-            stages.set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
+            _training.set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
             assert torch.are_deterministic_algorithms_enabled() is deterministic
             assert torch.backends.cudnn.benchmark is not deterministic
             assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest", "scores are float32"
@@ -94,7 +98,7 @@ def test_switches_of_a_gpu(monkeypatch):
 
 def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, monkeypatch):
     base, done = experiment(tmp_path), []
-    attempt = stages._try
+    attempt = tune._run_trial
 
     def until_interrupted(*arguments):
         if len(done) == 1:
@@ -103,21 +107,21 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, mon
         done.append("trial")
         return attempt(*arguments)
 
-    monkeypatch.setattr(stages, "_try", until_interrupted)
+    monkeypatch.setattr(tune, "_run_trial", until_interrupted)
     run = base.tune("prune", "taylor", 0)
     with pytest.raises(KeyboardInterrupt):
-        stages.execute(run, quiet)
+        execute(run, quiet)
     assert not run.done
     with run.path("journal.log").open("ab") as journal:
         journal.write(b'{"op_code":6,"work')  # killed while writing
     run.path("journal.log.lock").symlink_to(run.path("journal.log"))
-    stages.execute(run, quiet)
+    execute(run, quiet)
     assert done == ["trial", "interrupted", "trial", "trial"], "the finished trial is not repeated"
     assert run.path("trials.csv").read_bytes() == tuned.tune("prune", "taylor", 0).path("trials.csv").read_bytes()
 
 
 def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monkeypatch):
-    outcomes = iter([1.0, training.Diverged("nan"), 0.5])
+    outcomes = iter([1.0, Diverged("nan"), 0.5])
 
     def attempt(*arguments):
         outcome = next(outcomes)
@@ -125,28 +129,28 @@ def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monk
             raise outcome
         return outcome
 
-    monkeypatch.setattr(stages, "_try", attempt)
+    monkeypatch.setattr(tune, "_run_trial", attempt)
     base = experiment(tmp_path)
-    stages.execute(base.dense(1000), quiet)
+    execute(base.dense(1000), quiet)
     run = base.tune("prune", "cosprune", 0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     assert [row["state"] for row in read_table(run.path("trials.csv"))] == ["complete", "pruned", "complete"]
     assert read_json(run.path("best.json"))["loss"] == 0.5
 
 
 def test_runs_take_the_settings_that_were_found_best(tuned):
     best = read_json(tuned.tune("prune", "taylor", 0).path("best.json"))
-    run = tuned.prune("taylor", 0, rank=0)
-    settings = stages.tuned(tuned.profile.prune, run.tuning)
+    run = tuned.prune("taylor", 0, level=0)
+    settings = prune.settings(run)
     assert (settings.lr, settings.weight_decay) == (best["lr"], best["weight_decay"])
     assert replace(settings, lr=0.1, weight_decay=0.1) == replace(tuned.profile.prune, lr=0.1, weight_decay=0.1)
     scratch, finetune = (tuned.retrain("taylor", 0, 0, arm) for arm in ("scratch", "finetune"))
-    assert scratch.tuning == tuned.tune("retrain", "taylor", 0) and finetune.tuning == tuned.tune("finetune", "taylor", 0)
+    assert scratch.search == tuned.tune("retrain", "taylor", 0) and finetune.search == tuned.tune("finetune", "taylor", 0)
     uniform = tuned.retrain("uniform", 0, 0)
-    assert uniform.source is None and uniform.tuning == tuned.tune("retrain", "uniform", 0)
+    assert uniform.source is None and uniform.search == tuned.tune("retrain", "uniform", 0)
     with pytest.raises(ValueError, match="unknown arm 'prune'"):
         tuned.tune("prune", "uniform", 0)
-    assert experiment("x", **{"tuning.trials": 0}).prune("taylor", 0).tuning is None
+    assert experiment("x", **{"tuning.trials": 0}).prune("taylor", 0).search is None
 
 
 def test_sizes_share_a_pruning_run_unless_each_is_tuned(tmp_path):
@@ -160,14 +164,14 @@ def test_arms_of_retraining(tmp_path):
     base = experiment(tmp_path, **{"tuning.trials": 0})
     runs = {arm: base.retrain("taylor", 0, 1, arm) for arm in ("scratch", "scratch_longer", "finetune")}
     for run in runs.values():
-        stages.execute(run, quiet)
+        execute(run, quiet)
     rows = {arm: read_table(run.path("evaluations.csv"))[0] for arm, run in runs.items()}
     assert len({row["widths"] for row in rows.values()}) == 1
     assert [rows[arm]["steps"] for arm in rows] == ["4", "6", "4"], "a budget of 1.5 times the steps"
     assert float(rows["finetune"]["lr"]) == base.profile.prune.lr != float(rows["scratch"]["lr"])
-    kept = stages.network(runs["finetune"].source, stages.landed(1)).state_dict()
-    start = stages.load_model(runs["finetune"].path("model.safetensors")).state_dict()
-    other = stages.load_model(runs["scratch"].path("model.safetensors")).state_dict()
+    kept = _training.network(runs["finetune"].source, _training.at_level(1)).state_dict()
+    start = load_model(runs["finetune"].path("model.safetensors")).state_dict()
+    other = load_model(runs["scratch"].path("model.safetensors")).state_dict()
     name = "heads.depth.branches.0.0.weight"
 
     def distance(state):
@@ -179,22 +183,22 @@ def test_arms_of_retraining(tmp_path):
 def test_equal_compute_counts_multiply_accumulates_of_all_that_came_before(tmp_path):
     base = experiment(tmp_path, **{"tuning.trials": 0, "controls.budget": 100.0})
     run = base.retrain("taylor", 0, 1, "scratch_longer")
-    stages.execute(run.source, quiet)
+    execute(run.source, quiet)
     rows = [row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] == "recovered"]
     dense = int(read_table(run.source.path("evaluations.csv"))[0]["macs"])
-    end = next(i for i, row in enumerate(rows) if row["landing"] == "1")
+    end = next(i for i, row in enumerate(rows) if row["target_level"] == "1")
     # Each recovery is one step on the network as it then is. The first minibatches score the dense network.
     spent = 4 * dense + dense + sum(int(row["macs"]) for row in rows[: end + 1])
-    assert abs(stages.equal_compute_steps(run) - spent / int(rows[end]["macs"])) <= 1
+    assert abs(retrain.equal_compute_steps(run) - spent / int(rows[end]["macs"])) <= 1
 
 
 def test_single_task_networks_have_one_head_and_see_the_same_images(tmp_path):
     base = experiment(tmp_path)
     run = base.dense(0, "depth")
-    stages.execute(run, quiet)
-    assert stages.load_model(run.path("model.safetensors")).architecture.tasks == {"depth": 1}
+    execute(run, quiet)
+    assert load_model(run.path("model.safetensors")).architecture.tasks == {"depth": 1}
     assert {name.split(".")[0] for name in read_table(run.path("evaluations.csv"))[0] if "." in name} == {"depth"}
-    assert stages._seed(run) == stages._seed(base.dense(0))
+    assert run.random_seed == base.dense(0).random_seed
     with pytest.raises(ValueError, match="unknown arm 'deth': did you mean 'depth'"):
         base.dense(0, "deth")
 
@@ -203,7 +207,7 @@ def test_controls_change_the_schedule_and_nothing_else():
     base = Experiment.open("study", "rooms", "", "runs")
     paper, constant, geometric = (base.prune("taylor", 0, arm=arm).params["prune"] for arm in
                                   ("iterative", "constant_rate", "geometric"))
-    assert constant == paper | {"schedule": "constant"} and geometric == paper | {"removal": "geometric"}
-    assert paper["schedule"] == "cosine" and paper["removal"] == "fixed"
+    assert constant == paper | {"lr_schedule": "constant"} and geometric == paper | {"pruning_schedule": "geometric"}
+    assert paper["lr_schedule"] == "cosine" and paper["pruning_schedule"] == "fixed"
     assert "cosine_rate" in Experiment.open("quick", "rooms", "", "runs").schedules, "where the profile's own is constant"
     assert json.dumps(paper)

@@ -5,30 +5,33 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import TASKS, WIDTHS
-from mtprune_utils.criteria import Scores
-from mtprune_utils.models import build
-from mtprune_utils.profiles import Optimization, Profile, Pruning
-from mtprune_utils.pruning import removal_plan
-from mtprune_utils.training import (
-    Diverged, Trainer, evaluate, evaluate_afresh, forward, prune_iteratively, train, trivial_predictors,
+from conftest import TASKS, WIDTHS, convs, gated, narrow, scores_of
+from mtprune_utils import registry
+from mtprune_utils.core import evaluation
+from mtprune_utils.core.evaluation import (
+    evaluate, evaluate_with_recalibrated_bn, forward, trivial_predictors,
 )
+from mtprune_utils.core.iterative import prune_iteratively, removal_plan
+from mtprune_utils.core.model import build
+from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.settings import Optimization, Profile, Pruning
+from mtprune_utils.core.trainer import Diverged, Trainer, train
 
 PROFILE = Profile(
-    "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, widths=WIDTHS, stride=8, head_width=8, dropout=0.0,
+    "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, stride=8, head_width=8, dropout=0.0,
     dense=Optimization(steps=6, evaluations=3),
-    prune=Pruning(lr=1e-3, schedule="constant", every=2, filters=25, cosine_batches=1),
+    prune=Pruning(lr=1e-3, lr_schedule="constant", prune_interval=2, filters_per_step=25, cosine_batches=1),
 )
 
 
 def pruning_of(model, dataset, criterion, seed=0, profile=PROFILE, **more):
     return prune_iteratively(
         model, dataset, profile, profile.prune, criterion, seed,
-        measure=lambda model: evaluate_afresh(model, dataset, dataset.test, profile), **more,
+        measure=lambda model: evaluate_with_recalibrated_bn(model, dataset, dataset.test, profile), **more,
     )
 
 
-@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "magnitude", "random"])
+@pytest.mark.parametrize("criterion", registry.names("criteria"))
 def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, criterion):
     rows, layers = pruning_of(model, dataset, criterion)
     # 134 filters; 69 above the floor of 5 in 13 layers: 25 + 25 + the 19 that the floor leaves.
@@ -36,7 +39,7 @@ def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, 
         ("dense", 134), ("removed", 109), ("recovered", 109), ("removed", 84), ("recovered", 84),
         ("removed", 65), ("recovered", 65),
     ]
-    assert model.architecture.widths == (5,) * 13
+    assert model.architecture.width_list == [5] * 13
     assert [row["step"] for row in rows] == [0, 2, 4, 4, 6, 6, 8]
     assert rows[0]["parameters"] > rows[-1]["parameters"] and rows[0]["macs"] > rows[-1]["macs"]
     assert len({tuple(row) for row in rows}) == 1, "every row has the same columns"
@@ -46,43 +49,43 @@ def test_the_loop_goes_down_to_the_floor_and_records_every_step(model, dataset, 
     assert all(row["width"] >= 5 for row in layers)
 
 
-@pytest.mark.parametrize("removal", ["fixed", "geometric"])
-def test_the_loop_lands_on_every_size_and_takes_what_it_left_next(architecture, dataset, removal):
-    profile = replace(PROFILE, sizes=(0.8, 0.5, 0.49), prune=replace(PROFILE.prune, removal=removal))
+@pytest.mark.parametrize("schedule", registry.names("schedules"))
+def test_the_loop_lands_on_every_size_and_takes_what_it_left_next(architecture, dataset, schedule):
+    profile = replace(PROFILE, sizes=(0.8, 0.5, 0.49), prune=replace(PROFILE.prune, pruning_schedule=schedule))
     model = build(architecture, 0)
     rows, _ = pruning_of(model, dataset, "taylor", profile=profile)
-    landings = {row["landing"]: row for row in rows if row["landing"] is not None}
-    assert list(landings) == [0, 1, 2] and all(row["phase"] == "recovered" for row in landings.values())
+    landed = {row["target_level"]: row for row in rows if row["target_level"] is not None}
+    assert list(landed) == [0, 1, 2] and all(row["phase"] == "recovered" for row in landed.values())
     one_filter = 8 * (12 * 9 + 1)  # about what the largest filter brings with it, in this network
-    for rank, size in enumerate(profile.sizes):
-        assert abs(landings[rank]["parameters"] - size * rows[0]["parameters"]) <= one_filter
+    for level, size in enumerate(profile.sizes):
+        assert abs(landed[level]["parameters"] - size * rows[0]["parameters"]) <= one_filter
     sizes = [row["filters"] for row in rows if row["phase"] != "removed"]
     plan = [134, *removal_plan(WIDTHS, profile.prune)]
     assert set(plan) <= set(sizes) and len(sizes) <= len(plan) + 3, "the plan's sizes, and the landings"
-    assert model.architecture.widths == (5,) * 13
+    assert model.architecture.width_list == [5] * 13
 
 
 def test_the_loop_stops_at_the_size_that_is_asked_for(architecture, dataset):
     profile = replace(PROFILE, sizes=(0.8, 0.5))
     whole, _ = pruning_of(build(architecture, 0), dataset, "taylor", profile=profile)
-    part, _ = pruning_of(build(architecture, 0), dataset, "taylor", profile=profile, last_rank=0)
-    assert part[-1]["landing"] == 0
+    part, _ = pruning_of(build(architecture, 0), dataset, "taylor", profile=profile, last_level=0)
+    assert part[-1]["target_level"] == 0
     assert part == whole[: len(part)], "and is the same until there"
 
 
 def test_the_loop_keeps_multiples_and_ends_at_the_floor(architecture, dataset):
-    wide = replace(architecture, widths=(8,) * 6 + (12,) * 7)
-    profile = replace(PROFILE, sizes=(0.8,), widths=wide.widths, prune=replace(PROFILE.prune, multiple=4, floor=4))
+    wide = architecture.with_widths([8] * 6 + [12] * 7)
+    profile = replace(PROFILE, sizes=(0.8,), prune=replace(PROFILE.prune, round_to=4, min_filters=4))
     rows, _ = pruning_of(build(wide, 0), dataset, "taylor", profile=profile)
     widths = [tuple(map(int, row["widths"].split())) for row in rows]
     assert all(width % 4 == 0 for row in widths for width in row) and widths[-1] == (4,) * 13
-    assert len(set(widths)) > 3 and [row["landing"] for row in rows].count(0) == 1
-    assert len(set(widths)) <= len(removal_plan(wide.widths, profile.prune)) + 2, "rounding adds no removals"
+    assert len(set(widths)) > 3 and [row["target_level"] for row in rows].count(0) == 1
+    assert len(set(widths)) <= len(removal_plan(wide.width_list, profile.prune)) + 2, "rounding adds no removals"
 
 
 @pytest.mark.parametrize("criterion, scored", [("taylor", 7), ("cosprune", 3)])
 def test_criteria_that_need_task_gradients_can_score_fewer_minibatches(model, dataset, criterion, scored, monkeypatch):
-    settings = replace(PROFILE.prune, every=7, score_every=3, cosine_batches=2)
+    settings = replace(PROFILE.prune, prune_interval=7, score_every=3, cosine_batches=2)
     updates, update = [], Scores.update
     monkeypatch.setattr(Scores, "update", lambda self, gradients: (updates.append(self), update(self, gradients)))
     trained, step = [], Trainer.step
@@ -134,7 +137,7 @@ def test_a_scored_step_is_a_plain_step(architecture, dataset):
         model = build(architecture, 0)
         trainer = Trainer(model, dataset, PROFILE, replace(PROFILE.dense, optimizer="adamw"), 5, seed=0)
         for _ in range(5):
-            trainer.step([Scores(name, model.layers)] if name else [])
+            trainer.step([scores_of(name, model)] if name else [])
         ends.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.equal(ends[0], ends[1])
     torch.testing.assert_close(ends[0], ends[2], rtol=1e-3, atol=1e-4)
@@ -169,19 +172,19 @@ def test_depth_is_measured_in_metres_whatever_the_size_of_the_images(architectur
 
 
 def test_test_images_are_measured_with_statistics_of_the_weights_as_they_are(architecture, dataset):
-    model = build(replace(architecture, backbone="vgg16_bn"), 0)
-    good = evaluate_afresh(model, dataset, dataset.test, PROFILE)
-    for layer in model.layers:
-        layer.affine.running_mean.fill_(100.0)
+    model = build(narrow(architecture, backbone="vgg16_bn"), 0)
+    good = evaluate_with_recalibrated_bn(model, dataset, dataset.test, PROFILE)
+    for layer in gated(model):
+        layer.running_mean.fill_(100.0)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert evaluate(model, dataset.test, TASKS, PROFILE)["depth.loss"] != pytest.approx(good["depth.loss"])
-    assert evaluate_afresh(model, dataset, dataset.test, PROFILE) == good
+    assert evaluate_with_recalibrated_bn(model, dataset, dataset.test, PROFILE) == good
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
 def test_the_learning_rate_follows_the_schedule(model, dataset):
-    for schedule, half in (("cosine", 0.5), ("constant", 1.0)):
-        trainer = Trainer(model, dataset, PROFILE, Optimization(lr=1e-3, schedule=schedule, steps=4, evaluations=1), 4, 0)
+    for lr_schedule, half in (("cosine", 0.5), ("constant", 1.0)):
+        trainer = Trainer(model, dataset, PROFILE, Optimization(lr=1e-3, lr_schedule=lr_schedule, steps=4, evaluations=1), 4, 0)
         for _ in range(2):
             trainer.step()
         assert trainer.scheduler.get_last_lr()[0] == pytest.approx(half * 1e-3)
@@ -189,18 +192,18 @@ def test_the_learning_rate_follows_the_schedule(model, dataset):
 
 def test_a_step_runs_the_network_once(model, dataset):
     forwards = []
-    model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    model.trunk.register_forward_hook(lambda *_: forwards.append(1))
     trainer = Trainer(model, dataset, PROFILE, PROFILE.dense, 2, 0)
-    trainer.step([Scores("cosprune", model.layers), Scores("taylor", model.layers)])
+    trainer.step([scores_of("cosprune", model), scores_of("taylor", model)])
     assert len(forwards) == 1
 
 
-def test_an_evaluation_runs_the_backbone_once_per_batch_and_transfers_once(model, dataset, monkeypatch):
+def test_an_evaluation_runs_the_trunk_once_per_batch_and_transfers_once(model, dataset, monkeypatch):
     forwards, transfers, tolist = [], [], torch.Tensor.tolist
-    model.backbone.register_forward_hook(lambda *_: forwards.append(1))
+    model.trunk.register_forward_hook(lambda *_: forwards.append(1))
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: (transfers.append(1), tolist(self))[1])
     monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("waits for the device"))
-    monkeypatch.setattr("mtprune_utils.training.EVALUATION_BATCH", 1)
+    monkeypatch.setattr("mtprune_utils.core.evaluation.EVALUATION_BATCH", 1)
     evaluate(model, dataset.test, TASKS, replace(PROFILE, batch_size=2))
     assert len(forwards) == len(dataset.test) / 2 and len(transfers) == 1
 
@@ -211,7 +214,7 @@ def test_bf16_leaves_weights_gradients_and_outputs_in_float32(model, dataset):
     for precision in ("float32", "bf16"):
         outputs[precision] = forward(model, images, replace(PROFILE, precision=precision))
     trainer = Trainer(model, dataset, replace(PROFILE, precision="bf16"), PROFILE.dense, 2, 0)
-    scores = Scores("cosprune", model.layers)
+    scores = scores_of("cosprune", model)
     trainer.step([scores])
     for task, output in outputs["bf16"].items():
         assert output.dtype == torch.float32 and not torch.equal(output, outputs["float32"][task])
@@ -228,7 +231,7 @@ def test_a_diverged_loss_stops_with_step_and_task(model, dataset):
 
 
 def test_evaluation_has_no_side_effects_and_ignores_the_batch_size(architecture, dataset):
-    model = build(replace(architecture, backbone="vgg16_bn"), 0).train()
+    model = build(narrow(architecture, backbone="vgg16_bn"), 0).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small, large = (evaluate(model, dataset.test, TASKS, replace(PROFILE, batch_size=size)) for size in (3, 8))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -237,11 +240,11 @@ def test_evaluation_has_no_side_effects_and_ignores_the_batch_size(architecture,
 
 
 def test_images_resized_once_are_evaluated_like_those_resized_each_time(architecture, dataset):
-    model = build(replace(architecture, backbone="vgg16_bn"), 0)
+    model = build(narrow(architecture, backbone="vgg16_bn"), 0)
     small = replace(PROFILE, crop=16)
     prepared = dataset.resized_for_evaluation(16)
     assert prepared.train is dataset.train and prepared.calibration.image.shape[-2:] == (16, 16)
-    once, each_time = (evaluate_afresh(model, data, data.test, small) for data in (prepared, dataset))
+    once, each_time = (evaluate_with_recalibrated_bn(model, data, data.test, small) for data in (prepared, dataset))
     assert once == each_time
 
 
