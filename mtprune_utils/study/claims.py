@@ -135,7 +135,7 @@ def cell_name(cell: pd.Series) -> str:
 
 
 class Evidence:
-    """The result tables of one experiment (`results.collect`) on the scale of shares kept."""
+    """The result tables of one experiment (`tables.collect`) on the scale of shares kept."""
 
     def __init__(self, experiment: Experiment, tables: dict[str, pd.DataFrame]):
         self.experiment, self.tables = experiment, tables

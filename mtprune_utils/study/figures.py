@@ -384,7 +384,7 @@ def fig3_retrained_from_scratch(
 def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     """What pruning buys at inference: measured against theoretical speed-up (dense MACs / MACs), and the memory that it saves.
 
-    table: `inference.speedups`. One row of panels per batch; filled marks are the networks as pruning left them, open ones
+    table: `latency.speedups`. One row of panels per batch; filled marks are the networks as pruning left them, open ones
     have their widths rounded up. The diagonal is where a network costs what its MACs say. Returns the figure and the table.
     """
     shown = [(device, runtime, "speedup") for device, runtime in table.groupby(["device", "runtime"], sort=False).groups]
@@ -509,7 +509,7 @@ def fig6_training_curves(
 def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.DataFrame]:
     """Every search of a profile, by phase and size: the validation loss of each trial over its learning rate.
 
-    A star is the best, crosses at the lower edge are trials that were given up. trials: `results.collect`'s. Returns the
+    A star is the best, crosses at the lower edge are trials that were given up. trials: `tables.collect`'s. Returns the
     figure and the trials.
     """
     arms, levels = list(dict.fromkeys(trials["arm"])), sorted(set(trials["level"]))
