@@ -11,7 +11,6 @@ import statistics
 import time
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
