@@ -1,6 +1,7 @@
 """What several tests share: a small network on synthetic images that need no file."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,10 +13,12 @@ from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.signals import task_backward
 from mtprune_utils.core.task import channels
 from mtprune_utils.criteria import get_criterion
+from mtprune_utils.files import PROJECT
 from mtprune_utils.tasks.depth import depth
 from mtprune_utils.tasks.normals import normals
 from mtprune_utils.tasks.segmentation import segmentation
 
+sys.path.insert(0, str(PROJECT / "tools"))  # which are no part of the package
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results repeat to the bit on the CPU only
 
 CLASSES = ("a", "b", "c", "d", "e")

@@ -18,7 +18,7 @@ import papermill
 import pytest
 
 from mtprune_utils import batch
-from mtprune_utils.execution import NotebookError, check_parameters, execute, notebook_parameters
+from mtprune_utils.run.notebook import NotebookError, check_parameters, execute, notebook_parameters
 
 PARAMETERS = """\
 word: str = "a # b"  # what to write
@@ -331,7 +331,7 @@ def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name
 STAGE_CELL = """\
 import os, time
 from pathlib import Path
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.runs import Experiment, code_digest
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
 run = experiment.{run}
@@ -347,9 +347,9 @@ run.write_json("provenance.json", "")
 run.finish(code_digest(run.stage))"""
 FIGURE_CELL = """\
 from pathlib import Path
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, notebook_digest
+from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import write_atomically, write_json
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.runs import Experiment, code_digest
 place = Path(figures, f"{{profile}}-custom")
 for suffix in ("png", "pdf", "csv"):
@@ -442,7 +442,7 @@ REOPEN = """
 import json, sys
 from pathlib import Path
 from mtprune_utils import batch
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", "runs", json.loads(sys.argv[1]))
 batch.reopen_outdated(experiment, Path("figures", experiment.label))
 """

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mtprune_utils.files import PROJECT
-from mtprune_utils.profiles import get_profile
+from mtprune_utils.study.profiles import get_profile
 
-SMOKE = {"train_images": None, "batch_size": 4, "prune.every": 2, "prune.filters": 200}
+SMOKE = {"train_images": None, "batch_size": 4, "prune.prune_interval": 2, "prune.filters_per_step": 200}
 
 
 @pytest.fixture

@@ -8,11 +8,14 @@ import pandas as pd
 import pytest
 import test_runs
 
-from mtprune_utils import claims, readme, results, stages, stats
+import readme
 from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
-from mtprune_utils.plots import fig5_claims, fig6_training_curves
-from mtprune_utils.profiles import get_profile
-from mtprune_utils.runs import Experiment
+from mtprune_utils.stages import retrain
+from mtprune_utils.study import claims, statistics, tables
+from mtprune_utils.study.execute import execute, restore_weights
+from mtprune_utils.study.figures import fig5_claims, fig6_training_curves
+from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import get_profile
 
 SEEDS = range(5)
 TASKS = ("segmentation", "depth", "normals")
@@ -28,7 +31,7 @@ def metrics(kept, noise):
 
 
 def made_up(kept) -> dict[str, pd.DataFrame]:
-    """Tables in which arms keep what `kept(stage, arm, criterion, rank)` says, with small noise by seed."""
+    """Tables in which arms keep what `kept(stage, arm, criterion, level)` says, with small noise by seed."""
     noise = np.random.default_rng(0).normal(0, 0.01, 5)
     noise -= noise.mean()
     names = ("dense_evaluations", "dense_trivial", "dense_curve", "prune_evaluations", "retrain_evaluations",
@@ -36,7 +39,7 @@ def made_up(kept) -> dict[str, pd.DataFrame]:
     rows = {name: [] for name in names}
     for seed in SEEDS:
         for arm in ("multitask", *TASKS):
-            cell = {"criterion": None, "seed": seed, "rank": None, "arm": arm}
+            cell = {"criterion": None, "seed": seed, "level": None, "arm": arm}
             size = {"parameters": 100_000, "macs": 10**6, "widths": "64 64"}
             rows["dense_evaluations"].append({**cell, **size, **metrics(kept("dense", arm, None, None), 0)})
         cell["arm"] = "multitask"
@@ -44,27 +47,27 @@ def made_up(kept) -> dict[str, pd.DataFrame]:
         rows["dense_curve"] += [{**cell, "step": step, **metrics(1, 0)} for step in (1, 2)]
         for arm in ("iterative", "cosine_rate", "geometric"):
             for criterion in ("taylor", "cosprune", "random"):
-                for removal, (rank, parameters) in enumerate([(None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000)]):
-                    share = 1.0 if rank is None else kept("prune", arm, criterion, rank)
+                for removal, (level, parameters) in enumerate([(None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000)]):
+                    share = 1.0 if level is None else kept("prune", arm, criterion, level)
                     rows["prune_evaluations"].append({
-                        "criterion": criterion, "seed": seed, "rank": None, "arm": arm, "removal": removal, "phase": "recovered",
-                        "landing": rank if rank in (0, 1) else None, "step": 100 * removal, "macs": 10 * parameters,
+                        "criterion": criterion, "seed": seed, "level": None, "arm": arm, "removal": removal, "phase": "recovered",
+                        "target_level": level if level in (0, 1) else None, "step": 100 * removal, "macs": 10 * parameters,
                         "parameters": parameters, "widths": f"{criterion} {parameters}", **metrics(share, noise[seed]),
                     })
         for arm in ("scratch", "scratch_longer", "finetune"):
             for criterion in ("taylor", "cosprune", "random", "uniform"):
-                for rank, parameters in enumerate(SIZES):
-                    cell = {"criterion": criterion, "seed": seed, "rank": rank, "arm": arm}
+                for level, parameters in enumerate(SIZES):
+                    cell = {"criterion": criterion, "seed": seed, "level": level, "arm": arm}
                     found = {"parameters": parameters, "macs": 10 * parameters, "steps": 100_000,
                              "widths": f"{criterion} {parameters}"}
-                    share = kept("retrain", arm, criterion, rank)
+                    share = kept("retrain", arm, criterion, level)
                     rows["retrain_evaluations"].append({**cell, **found, **metrics(share, noise[-seed])})
                     for step in (1, 2):
                         rows["retrain_curve"].append({**cell, "step": step, **metrics(share, 0)})
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 
-SETTINGS = {"seeds": 5, "controls.seeds": 5, "controls.ranks": [0, 1], "sizes": [0.3, 0.1], "tuning.trials": 16}
+SETTINGS = {"seeds": 5, "controls.seeds": 5, "controls.levels": [0, 1], "sizes": [0.3, 0.1], "tuning.trials": 16}
 
 
 def evidence(kept, **overrides) -> claims.Evidence:
@@ -84,14 +87,14 @@ def verdicts(kept, **overrides):
     return table1(evidence(kept, **overrides))
 
 
-def as_the_paper_says(stage, arm, criterion, rank):
+def as_the_paper_says(stage, arm, criterion, level):
     if stage == "dense":
         return 1.0
     if stage == "prune":
-        return {0: 0.7, 1: 0.5, 2: 0.2}[rank] - 0.1 * (criterion == "random")
+        return {0: 0.7, 1: 0.5, 2: 0.2}[level] - 0.1 * (criterion == "random")
     longer = {"scratch": 0.0, "scratch_longer": 0.08, "finetune": -0.05}[arm]
     # Fine-tuning gains nothing on the iterative run, so that this one was at its end.
-    floor = {0: 0.7, 1: 0.5}[rank] if arm == "finetune" else 0.8
+    floor = {0: 0.7, 1: 0.5}[level] if arm == "finetune" else 0.8
     return floor + longer - 0.15 * (criterion in ("random", "uniform"))
 
 
@@ -142,10 +145,10 @@ def test_what_the_paper_does_not_claim_has_an_outcome_and_no_verdict(claim, outc
 
 # --- the cell is the unit ---
 
-def opposite(stage, arm, criterion, rank):
+def opposite(stage, arm, criterion, level):
     """CosPrune is ahead of Taylor at one size by as much as it is behind at the other."""
-    share = as_the_paper_says(stage, arm, criterion, rank)
-    sign = {0: 1, 1: -1}.get(rank, 0)
+    share = as_the_paper_says(stage, arm, criterion, level)
+    sign = {0: 1, 1: -1}.get(level, 0)
     return share - 0.2 * sign * (criterion == "cosprune" and stage != "dense")
 
 
@@ -172,7 +175,7 @@ def test_opposite_effects_at_two_sizes_are_called_even_nowhere(tmp_path):
     line = next(line for line in text.splitlines() if line.startswith("| 2 |"))
     assert "different" in line and "disagrees" in line and "equivalent" not in line
     figure, means = fig6_training_curves(of.training_curves(), (0.3, 0.1))
-    assert not set(means) & {"all"} and {"criterion", "rank", "task"} <= set(means)
+    assert not set(means) & {"all"} and {"criterion", "level", "task"} <= set(means)
 
 
 def test_no_estimate_is_an_average_over_cells():
@@ -189,7 +192,7 @@ def test_no_estimate_is_an_average_over_cells():
 def test_a_cell_has_the_seeds_that_have_both_sides():
     base = evidence(as_the_paper_says)
     rows = base.tables["retrain_evaluations"]
-    rows = rows[~((rows["seed"] == 0) & (rows["rank"] == 1))]
+    rows = rows[~((rows["seed"] == 0) & (rows["level"] == 1))]
     rows = rows[~((rows["seed"] == 1) & (rows["criterion"] == "taylor"))]
     tables = base.tables | {"retrain_evaluations": rows}
     of = claims.Evidence(base.experiment, tables)
@@ -223,7 +226,7 @@ def test_re_trained_networks_of_other_macs_are_left_out_and_that_is_said():
     base = evidence(as_the_paper_says)
     rows = base.tables["retrain_evaluations"]
     rows["macs"] = rows["parameters"] * 10
-    rows.loc[(rows["criterion"] == "cosprune") & (rows["rank"] == 1), "macs"] *= 1.04
+    rows.loc[(rows["criterion"] == "cosprune") & (rows["level"] == 1), "macs"] *= 1.04
     found = table1(claims.Evidence(base.experiment, base.tables))
     assert "5 of 10 pairs left out" in found.loc["2 (MACs)", "note"]
     assert found.loc["2 (MACs)", "highest_size"] == "30%" and found.loc["2", "note"] == ""
@@ -235,8 +238,8 @@ def test_re_trained_networks_of_other_macs_are_left_out_and_that_is_said():
 # --- claim 1 ---
 
 def test_claim_1_is_about_what_is_saved_and_says_at_which_price():
-    def better_singles(stage, arm, criterion, rank):
-        return 1.3 if stage == "dense" and arm in TASKS else as_the_paper_says(stage, arm, criterion, rank)
+    def better_singles(stage, arm, criterion, level):
+        return 1.3 if stage == "dense" and arm in TASKS else as_the_paper_says(stage, arm, criterion, level)
 
     found = verdicts(better_singles)
     row = found.loc["1"]
@@ -252,8 +255,8 @@ def test_claim_1_is_about_what_is_saved_and_says_at_which_price():
 
 
 def test_the_premise_counts_the_backbone_of_every_single_task_network():
-    def singles(stage, arm, criterion, rank):
-        return 0.9 if arm in TASKS else as_the_paper_says(stage, arm, criterion, rank)
+    def singles(stage, arm, criterion, level):
+        return 0.9 if arm in TASKS else as_the_paper_says(stage, arm, criterion, level)
 
     table = claims.premise(evidence(singles))
     sizes = ["multi-task", "single-task", "saved"]
@@ -283,8 +286,8 @@ def test_unfinished_re_training_cannot_block_better_but_blocks_worse():
     outcome, paper, note = paper_on("4", retrain_curve=curve(as_the_paper_says))
     assert (outcome, paper) == ("better", "agrees")
 
-    def behind(stage, arm, criterion, rank):
-        return 0.95 if arm == "iterative" and rank in (0, 1) else as_the_paper_says(stage, arm, criterion, rank)
+    def behind(stage, arm, criterion, level):
+        return 0.95 if arm == "iterative" and level in (0, 1) else as_the_paper_says(stage, arm, criterion, level)
 
     assert paper_on("4", behind)[:2] == ("worse", "disagrees")
     outcome, paper, note = paper_on("4", behind, retrain_curve=curve(behind))
@@ -366,8 +369,8 @@ def test_claim_2_is_about_tuned_networks_and_says_what_decides_it():
 
 
 def test_networks_that_learnt_nothing_decide_nothing():
-    def nothing(stage, arm, criterion, rank):
-        return -0.5 if stage == "dense" else as_the_paper_says(stage, arm, criterion, rank)
+    def nothing(stage, arm, criterion, level):
+        return -0.5 if stage == "dense" else as_the_paper_says(stage, arm, criterion, level)
 
     found = verdicts(nothing).drop("1")
     claimed = found[found["paper"] != "not claimed"]
@@ -378,7 +381,7 @@ def test_networks_that_learnt_nothing_decide_nothing():
 def test_sizes_at_which_both_criteria_left_the_same_widths_are_left_out():
     base = evidence(as_the_paper_says)
     rows = base.tables["retrain_evaluations"]
-    same = (rows["rank"] == 1) & (rows["seed"] == 0)
+    same = (rows["level"] == 1) & (rows["seed"] == 0)
     rows.loc[same, "widths"] = "5 5"
     rows.loc[same & (rows["criterion"] == "taylor"), "segmentation.miou"] = 0.1  # as if by chance
     of = claims.Evidence(base.experiment, base.tables)
@@ -391,9 +394,9 @@ def test_sizes_at_which_both_criteria_left_the_same_widths_are_left_out():
 def test_a_network_of_another_size_is_not_compared():
     base = evidence(as_the_paper_says)
     rows = base.tables["retrain_evaluations"]
-    rows.loc[rows["rank"] == 1, "parameters"] = 10_400  # 4 % off
+    rows.loc[rows["level"] == 1, "parameters"] = 10_400  # 4 % off
     points = claims.Evidence(base.experiment, base.tables).points
-    assert set(points[points["arm"] == "scratch"]["rank"]) == {0}
+    assert set(points[points["arm"] == "scratch"]["level"]) == {0}
 
 
 def test_a_study_of_which_only_the_first_runs_are_finished_is_judged_as_far_as_it_goes():
@@ -445,7 +448,7 @@ def test_equal_arms_with_independent_noise_are_seldom_told_apart():
             of.compare([("", ("iterative", "cosprune"), ("iterative", "random"))])[0],
             of.ahead("scratch", "finetune"),
         ]
-        judged = [stats.judge_cells(v.mean(), v.std(), v.count(), "zero", 0.1) for v in values]
+        judged = [statistics.judge_cells(v.mean(), v.std(), v.count(), "zero", 0.1) for v in values]
         found.append([(cells["outcome"] == "differs").any() for cells in judged])
     assert np.mean(found, axis=0).max() <= 0.15, "5 % expected, each, over 60 studies"
 
@@ -481,15 +484,15 @@ def finished(tmp_path_factory):
     place = tmp_path_factory.mktemp("finished")
     experiment = Experiment.open("smoke", "rooms", "", str(place / "runs"), TINY)
     for run in experiment.runs():
-        stages.execute(run, report=lambda line: None)
-    return experiment, place / "figures", results.collect(experiment, place / "figures")
+        execute(run, report=lambda line: None)
+    return experiment, place / "figures", tables.collect(experiment, place / "figures")
 
 
 def test_the_tables_hold_every_run(finished):
     experiment, figures, tables = finished
     assert len(experiment.runs()) == 3
     assert set(tables["prune_evaluations"]["criterion"]) == {"taylor"} and len(tables["retrain_evaluations"]) == 1
-    assert tables["prune_evaluations"]["landing"].notna().sum() == 1
+    assert tables["prune_evaluations"]["target_level"].notna().sum() == 1
     records = [json.loads(line) for line in (figures / "smoke-custom/results/runs.jsonl").read_text().splitlines()]
     assert [record["name"] for record in records] == [run.name for run in experiment.runs()]
     assert all(record["files"]["provenance.json"]["commit"] for record in records)
@@ -498,7 +501,7 @@ def test_the_tables_hold_every_run(finished):
 def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_path):
     experiment, figures, _ = finished
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY)
-    assert results.restore(elsewhere, figures) == 3 and results.restore(elsewhere, figures) == 0
+    assert tables.restore(elsewhere, figures) == 3 and tables.restore(elsewhere, figures) == 0
     for run, again in zip(experiment.runs(), elsewhere.runs()):
         assert again.done and not again.path("model.safetensors").exists()
         for file in again.folder.iterdir():
@@ -507,7 +510,7 @@ def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_
             else:
                 assert file.read_bytes() == run.path(file.name).read_bytes()
     before = {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()}
-    results.collect(elsewhere, figures)
+    tables.collect(elsewhere, figures)
     assert {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()} == before
 
 
@@ -517,10 +520,10 @@ def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_ow
     run, source = elsewhere.prune("taylor", 0), experiment.prune("taylor", 0).path("model.safetensors")
     write_atomically(run.path("model.safetensors"), source.read_bytes() + b" ")
     write_atomically(elsewhere.dense(0).path("checkpoints/step000000001-0.safetensors"), b"")
-    results.restore(elsewhere, figures)
+    tables.restore(elsewhere, figures)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
     before = run.content
-    stages.network(run, "model.safetensors")  # made again
+    restore_weights(elsewhere.retrain("taylor", 0, 0, "finetune"))
     assert run.content == before, "or all that was made from it would count as out of date"
     files = read_json(run.path("done.json"))["files"]
     assert files["model.safetensors"] == checksum(source) == checksum(run.path("model.safetensors"))
@@ -530,18 +533,18 @@ def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_ow
 def test_a_run_whose_weights_are_gone_is_repeated_for_them(finished, tmp_path):
     experiment, figures, _ = finished
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY)
-    results.restore(elsewhere, figures)
-    retrain = elsewhere.runs()[-1]
-    marks = {file: file.stat().st_mtime_ns for file in retrain.source.folder.iterdir()}
-    assert stages.found_architecture(retrain) == stages.found_architecture(experiment.runs()[-1])
+    tables.restore(elsewhere, figures)
+    run = elsewhere.runs()[-1]
+    marks = {file: file.stat().st_mtime_ns for file in run.source.folder.iterdir()}
+    assert retrain.found_architecture(run) == retrain.found_architecture(experiment.runs()[-1])
     assert {file: file.stat().st_mtime_ns for file in marks} == marks
 
 
 def test_rows_of_runs_that_are_not_of_the_grid_any_more_are_dropped(finished, tmp_path):
     figures = shutil.copytree(finished[1], tmp_path / "figures")
     other = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY | {"retrain.lr": 0.5})
-    assert results.restore(other, figures) == 2
-    assert results.collect(other, figures)["retrain_evaluations"].empty
+    assert tables.restore(other, figures) == 2
+    assert tables.collect(other, figures)["retrain_evaluations"].empty
     nothing = Experiment.open("smoke", "rooms", "", str(tmp_path / "nothing"), TINY)
     with pytest.raises(FileNotFoundError, match="make figures PROFILE=smoke"):
-        results.collect(nothing, tmp_path / "empty")
+        tables.collect(nothing, tmp_path / "empty")

@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 import pytest
 
-from mtprune_utils.execution import FIGURE_NOTEBOOKS
+from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS
 from mtprune_utils.files import PROJECT
 
 

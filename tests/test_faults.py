@@ -22,14 +22,14 @@ import pytest
 import torch
 
 from mtprune_utils import batch, check, execution, files, stages, training
-from mtprune_utils.checkpoints import Interrupted
+from mtprune_utils.core.checkpoints import Interrupted
 from mtprune_utils.criteria import CRITERIA, criterion
 from mtprune_utils.data import _reading, load_dataset
-from mtprune_utils.execution import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
+from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS, STAGE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import PROJECT
-from mtprune_utils.models import load_model, model_bytes
-from mtprune_utils.profiles import get_profile
-from mtprune_utils.runs import Experiment
+from mtprune_utils.core.model import load_model, model_bytes
+from mtprune_utils.study.profiles import get_profile
+from mtprune_utils.study.grid import Experiment
 from mtprune_utils.tasks import normals
 from test_batch import wait_for
 from test_runs import experiment
@@ -47,7 +47,7 @@ def quiet(line):
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "marker", "other json"])
 def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
     run = experiment(tmp_path).prune("taylor", 0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     table = run.path("evaluations.csv")
     whole, marker = table.read_bytes(), run.path("done.json")
     if damage == "flipped bit":
@@ -61,7 +61,7 @@ def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
     else:
         files.write_json(marker, {"code": "", "files": {}})
     said = []
-    stages.execute(run, said.append)
+    execute(run, said.append)
     name = {"marker": "done.json", "other json": "done.json"}.get(damage, "evaluations.csv")
     assert said[0] == f"prune {run.name}: {name} is damaged, the run is repeated"
     assert run.done and table.read_bytes() == whole
@@ -70,26 +70,26 @@ def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
 def test_figures_take_no_damaged_table(tmp_path):
     base = experiment(tmp_path)
     runs = base.paper_runs()[:1]
-    stages.execute_missing(runs, quiet)
+    execute_missing(runs, quiet)
     table = runs[0].path("evaluations.csv")
     whole = table.read_bytes()
     table.write_bytes(whole.replace(b"0", b"1"))
     said = []
-    stages.execute_missing(runs, said.append)
+    execute_missing(runs, said.append)
     assert "evaluations.csv is damaged" in said[0] and table.read_bytes() == whole
 
 
 @pytest.mark.parametrize("damage", ["gone", "damaged"])
 def test_weights_are_made_again_when_something_starts_from_them(damage, tmp_path, capsys):
     run = experiment(tmp_path).dense(0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     weights = run.path("model.safetensors")
     whole, said = weights.read_bytes(), []
     if damage == "gone":
         weights.unlink()
     else:
         weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
-    stages.execute(run, said.append)
+    execute(run, said.append)
     assert said == [f"dense {run.name}: finished before, nothing to do"], "its tables are whole"
     stages.network(run, weights.name)
     assert weights.read_bytes() == whole
@@ -100,7 +100,7 @@ def test_weights_are_made_again_when_something_starts_from_them(damage, tmp_path
 
 def test_damaged_weights_beside_those_that_are_made_again_stay_damaged(tmp_path):
     run = experiment(tmp_path).prune("taylor", 0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     names = sorted(path.name for path in run.folder.glob("*.safetensors"))
     for name in names:
         files.write_atomically(run.path(name), b"0" * 100)
@@ -110,7 +110,7 @@ def test_damaged_weights_beside_those_that_are_made_again_stay_damaged(tmp_path)
 
 def test_a_repetition_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeypatch):
     run = experiment(tmp_path).dense(0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     whole = run.path("model.safetensors").read_bytes()
     run.path("model.safetensors").unlink()
     step, steps = training.Trainer.step, []
@@ -131,7 +131,7 @@ def test_a_repetition_that_is_interrupted_goes_on_where_it_was(tmp_path, monkeyp
 
 def test_weights_that_cannot_be_made_again_say_what_to_delete(tmp_path):
     run = experiment(tmp_path).dense(0)
-    stages.execute(run, quiet)
+    execute(run, quiet)
     table = run.path("evaluations.csv")
     files.write_atomically(table, table.read_bytes() + b"1\n")
     run.finish("other code")
@@ -154,7 +154,7 @@ def test_the_command_that_makes_what_is_missing_names_all_that_was_asked_for(tmp
 def test_a_disk_that_takes_no_more_is_one_line_and_harms_nothing(code, words, tmp_path, monkeypatch):
     base = experiment(tmp_path)
     run = base.prune("taylor", 0)
-    stages.execute(run.source, quiet)
+    execute(run.source, quiet)
     before = {path: path.read_bytes() for path in run.source.folder.iterdir()}
     sync, calls = os.fsync, []
 
@@ -166,12 +166,12 @@ def test_a_disk_that_takes_no_more_is_one_line_and_harms_nothing(code, words, tm
 
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match=rf"{words} at prune {run.name}: make room or choose another folder") as caught:
-        stages.execute(run, quiet)
+        execute(run, quiet)
     assert "\n" not in str(caught.value)
     assert not run.done and not list(run.folder.glob(f".*{files.UNFINISHED}"))
     assert {path: path.read_bytes() for path in run.source.folder.iterdir()} == before
     monkeypatch.undo()
-    stages.execute(run, quiet)
+    execute(run, quiet)
     assert run.done
 
 
@@ -200,7 +200,7 @@ def test_a_share_without_locks_is_one_line_that_names_the_folder(code, tmp_path,
 def test_a_folder_that_cannot_be_is_one_line(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory at .*file.*: make room or choose another folder"):
-        stages.execute(experiment(tmp_path / "file").dense(0), quiet)
+        execute(experiment(tmp_path / "file").dense(0), quiet)
 
 
 def test_the_launcher_too_has_one_line_for_a_folder_that_cannot_be(tmp_path, capsys):
@@ -244,7 +244,7 @@ def test_a_search_without_a_single_good_trial_says_what_to_lower(tmp_path, monke
     monkeypatch.setattr(stages, "_try", diverges)
     run = experiment(tmp_path, **{"tuning.trials": 2}).tune("retrain", "uniform", 0)
     with pytest.raises(training.Diverged, match=r"every trial diverged, lower tuning.lr, now \(0.0001, 0.01\)"):
-        stages.execute(run, quiet)
+        execute(run, quiet)
 
 
 @pytest.mark.parametrize("damage", [b"{\xff\n", b'{"op_code":6,"work'])
@@ -263,7 +263,7 @@ def test_out_of_memory_says_what_to_try(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "train", train)
     with pytest.raises(RuntimeError, match=r"^out of memory on \w+ with batches of 8 at 32 pixels: override batch_size or crop, "
                                            r"e.g. \{'batch_size': 4\}$"):
-        stages.execute(experiment(tmp_path).dense(0), quiet)
+        execute(experiment(tmp_path).dense(0), quiet)
 
 
 def test_a_loss_that_is_not_finite_names_task_step_and_the_last_good_checkpoint(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_a_loss_that_is_not_finite_names_task_step_and_the_last_good_checkpoint(
     monkeypatch.setattr(training, "task_losses", breaks)
     expected = r"the loss of normals is \w+ at step 6: lower the learning rate; the last good checkpoint is that of step 5"
     with pytest.raises(training.Diverged, match=expected):
-        stages.execute(run, quiet)
+        execute(run, quiet)
     assert not run.done
 
 
@@ -313,7 +313,7 @@ def test_a_malformed_network_is_one_clear_error(content, tmp_path):
 @pytest.mark.parametrize("spoil, message", [(lambda p: p.half(), "float16"), (lambda p: p * float("nan"), "not finite")])
 def test_weights_that_cannot_be_ours_are_refused(spoil, message, model, tmp_path):
     path = tmp_path / "model.safetensors"
-    layer = model.layers[0].conv
+    layer = model.CONV[0]
     layer.weight = torch.nn.Parameter(spoil(layer.weight.detach()))
     path.write_bytes(model_bytes(model))
     with pytest.raises(ValueError, match=message):
@@ -343,7 +343,7 @@ def test_nothing_in_the_package_unpickles():
     ("01_train_dense", {"overrides": {"backbone": "vgg61"}}, "unknown backbone 'vgg61'"),
     ("02_prune_iteratively", {"criterion": "tailor"}, "unknown criterion 'tailor': did you mean 'taylor'?"),
     ("02_prune_iteratively", {"overrides": {"prune.lr": -1.0}}, "lr must be positive"),
-    ("03_retrain_from_scratch", {"rank": 7}, "rank must be from 0 to 0, got 7"),
+    ("03_retrain_from_scratch", {"level": 7}, "rank must be from 0 to 0, got 7"),
     ("03_retrain_from_scratch", {"criterion": "uniform", "arm": "finetune"}, "unknown arm 'finetune'"),
     ("07_tune_optimizer", {"arm": "prun"}, "unknown arm 'prun': did you mean 'prune'?"),
     ("04_plot_fig1_iterative_pruning", {"overrides": {"crop": 96.5}}, "'crop' takes a int, got 96.5"),
@@ -400,7 +400,7 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"dense": 1}, "'dense' is a group of settings"),
     ({"crop": "96"}, "'crop' takes a int, got '96'"),
     ({"dense.steps": True}, "'dense.steps' takes a int, got True"),
-    ({"dense.schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
+    ({"dense.lr_schedule": "cosin"}, "schedule must be constant or cosine, got 'cosin'"),
     ({"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
     ({"scale": [1.0, 0.5]}, "scale must be"),
     ({"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
@@ -429,7 +429,7 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"precision": "fp16"}, "precision must be float32 or bf16"),
     ({"device": "tpu"}, "device must be auto, cpu or cuda"),
     ({"prune.score_every": 5}, "score_every must be from 1 to every"),
-    ({"prune.multiple": 8}, "multiple must be at least 1 and divide the floor"),
+    ({"prune.round_to": 8}, "multiple must be at least 1 and divide the floor"),
     ({"sizes": []}, "sizes must name at least one share"),
     ({"dense.weight_decay": math.inf}, "dense.weight_decay must be finite"),
     ({"controls.budget": math.inf}, "controls.budget must be finite"),
@@ -440,7 +440,7 @@ def test_every_notebook_checks_what_papermill_injects():
     ({"dense.steps": 10**5000}, "'dense.steps' takes whole numbers up to 1000000000"),
     ({"widths": [10**9] * 13}, "widths, head_width, image_height and crop must be at most 16384"),
     ({"crop": 10**8}, "must be at most 16384, got 100000000"),
-    ({"prune.multiple": 5}, "prune.multiple must divide every width of the dense network"),
+    ({"prune.round_to": 5}, "prune.multiple must divide every width of the dense network"),
 ])
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
@@ -489,7 +489,7 @@ def test_a_batch_does_not_start_on_the_cpu_because_torch_cannot_use_the_gpu(monk
 
 @pytest.mark.parametrize("overrides", [
     {"batch_size": 256, "train_images": 600}, {"dense.steps": 1, "dense.evaluations": 1},
-    {"controls.ranks": [1], "sizes": [0.5, 0.3]},
+    {"controls.levels": [1], "sizes": [0.5, 0.3]},
 ])
 def test_overrides_go_together_in_any_order(overrides):
     there, back = (get_profile("smoke", dict(items)) for items in (overrides.items(), reversed(overrides.items())))

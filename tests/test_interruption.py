@@ -16,25 +16,25 @@ from pathlib import Path
 import pytest
 
 from mtprune_utils import stages, training
-from mtprune_utils.checkpoints import Interrupted
+from mtprune_utils.core.checkpoints import Interrupted
 from mtprune_utils.files import PROJECT
 from mtprune_utils.files import UNFINISHED
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.grid import Experiment
 
 KILLS = int(os.environ.get("MTPRUNE_KILLS", 3))
 SEED = int(os.environ.get("MTPRUNE_KILL_SEED", time.time_ns() % 10**6))
 TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dropout": 0.2, "dense.steps": 30, "dense.evaluations": 3,
-    "retrain.steps": 30, "retrain.evaluations": 3, "prune.every": 8, "prune.filters": 110, "prune.cosine_batches": 2,
+    "retrain.steps": 30, "retrain.evaluations": 3, "prune.prune_interval": 8, "prune.filters_per_step": 110, "prune.cosine_batches": 2,
     "tuning.trials": 2, "checkpoint_seconds": 0.0,
 }
 LONG = TINY | {"dense.steps": 100_000}  # for what must meet the process in the middle of its first run
 EXECUTE = """
 import json, sys
 from mtprune_utils import stages
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", sys.argv[1], json.loads(sys.argv[2]))
-stages.execute(experiment.retrain("cosprune", 0, 0, "finetune"))
+execute(experiment.retrain("cosprune", 0, 0, "finetune"))
 """
 
 
@@ -160,7 +160,7 @@ def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeyp
 
     monkeypatch.setattr(training, "trivial_predictors", asked)
     with pytest.raises(Interrupted, match=f"stopped, with dense {run.source.name} finished: run it again to go on"):
-        stages.execute(run, lambda line: None)
+        execute(run, lambda line: None)
     assert run.source.done and not run.folder.exists()
 
 

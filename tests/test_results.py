@@ -10,11 +10,11 @@ import pandas as pd
 import pytest
 
 from mtprune_utils import claims, readme, results
-from mtprune_utils.execution import FIGURE_NOTEBOOKS
+from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS
 from mtprune_utils.files import PROJECT
-from mtprune_utils.plots import fig2_layer_widths
-from mtprune_utils.profiles import PROFILES
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.figures import fig2_layer_widths
+from mtprune_utils.study.profiles import PROFILES
+from mtprune_utils.study.grid import Experiment
 
 FIGURES = PROJECT / "figures" / "quick"
 DOCS = sorted((PROJECT / "docs").glob("*.md"))

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from mtprune_utils import files, vouch
-from mtprune_utils.profiles import PROFILES
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.profiles import PROFILES
+from mtprune_utils.study.grid import Experiment
 
 TINY = """
 import dataclasses
@@ -20,17 +20,17 @@ PROFILES["smoke"] = dataclasses.replace(
     criteria=("taylor",), tuning=dataclasses.replace(_smoke.tuning, trials=1),
     dense=dataclasses.replace(_smoke.dense, steps=3, evaluations=1),
     retrain=dataclasses.replace(_smoke.retrain, steps=3, evaluations=1),
-    prune=dataclasses.replace(_smoke.prune, every=1, filters=60),
+    prune=dataclasses.replace(_smoke.prune, prune_interval=1, filters_per_step=60),
     controls=dataclasses.replace(_smoke.controls, seeds=0),
 )
 """
 MAKE_TABLES = """
 from pathlib import Path
 from mtprune_utils import results, stages
-from mtprune_utils.runs import Experiment
+from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", "runs")
 for run in experiment.runs():
-    stages.execute(run, report=lambda line: None)
+    execute(run, report=lambda line: None)
 results.collect(experiment, Path("figures"))
 """
 

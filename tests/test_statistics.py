@@ -5,33 +5,33 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from mtprune_utils import stats
+from mtprune_utils.study import statistics
 
 
 def test_curve_over_seeds_interpolates_in_log_size_over_the_common_range():
     table = pd.DataFrame({"seed": [0, 0, 0, 1, 1], "size": [1, 10, 100, 100, 1], "y": [0.0, 1.0, 2.0, 4.0, 2.0]})
-    curve = stats.curve_over_seeds(table, "size", "y", points=5)
+    curve = statistics.curve_over_seeds(table, "size", "y", points=5)
     assert curve["x"].tolist() == pytest.approx([1, 10**0.5, 10, 10**1.5, 100])
     # Seed 0 is log10(size), seed 1 is 2 + log10(size): the mean lies 1 above the first, 2 apart is an sd of sqrt(2).
     assert curve["mean"].tolist() == pytest.approx([1, 1.5, 2, 2.5, 3])
     assert curve["sd"].tolist() == pytest.approx([2**0.5] * 5)
     assert (curve["seeds"] == 2).all()
     table.loc[4, "size"] = 50  # seed 1 now starts later
-    assert stats.curve_over_seeds(table, "size", "y")["x"].min() == pytest.approx(50)
+    assert statistics.curve_over_seeds(table, "size", "y")["x"].min() == pytest.approx(50)
 
 
 def test_one_seed_has_no_spread():
     table = pd.DataFrame({"seed": [0, 0], "size": [1, 10], "y": [0.0, 1.0]})
-    assert stats.curve_over_seeds(table, "size", "y")["sd"].isna().all()
+    assert statistics.curve_over_seeds(table, "size", "y")["sd"].isna().all()
 
 
 def test_points_over_seeds_average_both_axes_and_have_students_interval():
-    columns = {"seed": [0, 1, 0, 1], "rank": [0, 0, 1, 1], "size": [10, 20, 1, 3], "y": [1.0, 3, 5, 5]}
-    points = stats.points_over_seeds(pd.DataFrame(columns), "size", "y", by="rank")
+    columns = {"seed": [0, 1, 0, 1], "level": [0, 0, 1, 1], "size": [10, 20, 1, 3], "y": [1.0, 3, 5, 5]}
+    points = statistics.points_over_seeds(pd.DataFrame(columns), "size", "y", by="level")
     half = scipy.stats.t.ppf(0.975, 1) * 1.0  # sd sqrt(2) over sqrt(2) seeds
     expected = [[0, 15, 2, np.sqrt(2), 2 - half, 2 + half, 2], [1, 2, 5, 0, 5, 5, 2]]
     assert points.to_numpy().tolist() == [pytest.approx(row) for row in expected]
-    one = stats.points_over_seeds(pd.DataFrame(columns)[::2], "size", "y", by="rank")
+    one = statistics.points_over_seeds(pd.DataFrame(columns)[::2], "size", "y", by="level")
     assert one[["sd", "low", "high"]].isna().all(axis=None)
 
 
@@ -39,16 +39,16 @@ def test_points_over_seeds_average_both_axes_and_have_students_interval():
 
 def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
     rows = pd.DataFrame({"parameters": [1000, 100, 10_000], "y": [2.0, 1.0, 4.0]})
-    assert stats.value_at(rows, 1020, "y") == 2.0, "within 3 %"
-    assert stats.value_at(rows, 10**3.5, "y") == pytest.approx(3.0)
-    assert stats.value_at(rows, 10**2.25, "y") == pytest.approx(1.25)
-    assert np.isnan(stats.value_at(rows, 50, "y")) and np.isnan(stats.value_at(rows, 20_000, "y"))
+    assert statistics.value_at(rows, 1020, "y") == 2.0, "within 3 %"
+    assert statistics.value_at(rows, 10**3.5, "y") == pytest.approx(3.0)
+    assert statistics.value_at(rows, 10**2.25, "y") == pytest.approx(1.25)
+    assert np.isnan(statistics.value_at(rows, 50, "y")) and np.isnan(statistics.value_at(rows, 20_000, "y"))
 
 
 def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
-    def run(rank, y, landing):
+    def run(level, y, target_level):
         return {
-            "criterion": "a", "seed": 0, "arm": "iterative", "rank": rank, "landing": landing,
+            "criterion": "a", "seed": 0, "arm": "iterative", "level": level, "target_level": target_level,
             "parameters": [1000, 300, 100], "widths": ["dense", "mid", "small"], "y": y,
         }
 
@@ -56,10 +56,10 @@ def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
         pd.DataFrame(run(0, [1.0, 2.0, 3.0], [np.nan, 0, np.nan])),
         pd.DataFrame(run(1, [1.0, 5.0, 6.0], [np.nan, 0, 1])),
     ])
-    points = stats.at_sizes(tuned, {0: 300, 1: 100}, ["y", "parameters"])
-    assert points[["rank", "y", "widths"]].values.tolist() == [[0, 2.0, "mid"], [1, 6.0, "small"]]
+    points = statistics.at_sizes(tuned, {0: 300, 1: 100}, ["y", "parameters"])
+    assert points[["level", "y", "widths"]].values.tolist() == [[0, 2.0, "mid"], [1, 6.0, "small"]]
     serves_all = pd.DataFrame(run(np.nan, [1.0, 2.0, 3.0], np.nan))
-    points = stats.at_sizes(serves_all, {0: 1000 * 10**-0.25, 1: 10}, ["y"])
+    points = statistics.at_sizes(serves_all, {0: 1000 * 10**-0.25, 1: 10}, ["y"])
     share = np.log(10**0.25) / np.log(1000 / 300)
     assert points["y"].tolist() == [pytest.approx(1 + share), pytest.approx(np.nan, nan_ok=True)]
 
@@ -69,24 +69,24 @@ def test_collapse_is_where_less_than_half_stays_less_than_half_and_censored_if_i
         "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10], "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
         "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
     })
-    sizes = stats.collapse_sizes(table, ["a", "b"])
+    sizes = statistics.collapse_sizes(table, ["a", "b"])
     assert sizes["a"].tolist()[0] == 50 and np.isnan(sizes.loc[1, "a"])
     assert np.isnan(sizes.loc[0, "b"]), "a dip it came back from"
     assert sizes.loc[1, "b"] == 10
-    nothing = stats.collapse_sizes(table.assign(a=0.1), ["a"])
+    nothing = statistics.collapse_sizes(table.assign(a=0.1), ["a"])
     assert nothing["a"].tolist() == [100, 100]
 
 
 def test_collapses_are_ordered_by_seed_and_censored_ones_come_last():
     one = pd.Series({0: 100.0, 1: 50, 2: 50, 3: np.nan, 4: np.nan, 5: 80, 9: 1})
     other = pd.Series({0: 60.0, 1: 50.5, 2: np.nan, 3: 20, 4: np.nan, 5: 40, 8: 1})
-    order = stats.collapse_order(one, other)
+    order = statistics.collapse_order(one, other)
     assert (order["earlier"], order["later"], order["tied"]) == (3, 1, 2), "seeds 8 and 9 have no partner"
     assert order["p_sign"] == pytest.approx(scipy.stats.binomtest(3, 4).pvalue)
-    assert stats.collapse_order(other, one)["later"] == 3
-    ahead = stats.collapse_order(pd.Series(np.full(8, 2.0)), pd.Series(np.full(8, 1.0)))
+    assert statistics.collapse_order(other, one)["later"] == 3
+    ahead = statistics.collapse_order(pd.Series(np.full(8, 2.0)), pd.Series(np.full(8, 1.0)))
     assert ahead["p_sign"] == pytest.approx(2 / 2**8)
-    assert stats.collapse_order(one, one)["p_sign"] == 1.0
+    assert statistics.collapse_order(one, one)["p_sign"] == 1.0
 
 
 # --- intervals and tests against SciPy ---
@@ -102,23 +102,23 @@ def spread(values):
 def test_intervals_are_students_whatever_the_number_of_seeds(seeds):
     values = np.random.default_rng(seeds).normal(0.2, 1, seeds)
     reference = scipy.stats.ttest_1samp(values, 0)
-    assert stats.p_value(*spread(values)) == pytest.approx(reference.pvalue)
+    assert statistics.p_value(*spread(values)) == pytest.approx(reference.pvalue)
     for level in (0.05, 0.1, 0.05 / 12):
         interval = reference.confidence_interval(1 - level)
-        assert stats.interval(*spread(values), level) == pytest.approx((interval.low, interval.high))
+        assert statistics.interval(*spread(values), level) == pytest.approx((interval.low, interval.high))
     shifted = scipy.stats.ttest_1samp(values, 0.2).pvalue
-    assert stats.p_value(*spread(values), null=0.2) == pytest.approx(shifted)
+    assert statistics.p_value(*spread(values), null=0.2) == pytest.approx(shifted)
 
 
 def test_one_seed_says_nothing_and_equal_values_say_all():
-    assert stats.interval(0.3, np.nan, 1, 0.05) == (-np.inf, np.inf)
-    assert stats.p_value(0.3, np.nan, 1) == 1
-    assert stats.interval(0.25, 0.0, 4, 0.05) == (0.25, 0.25)
-    assert stats.p_value(0.25, 0.0, 4) == 0 and stats.p_value(0.25, 0.0, 4, null=0.25) == 1
+    assert statistics.interval(0.3, np.nan, 1, 0.05) == (-np.inf, np.inf)
+    assert statistics.p_value(0.3, np.nan, 1) == 1
+    assert statistics.interval(0.25, 0.0, 4, 0.05) == (0.25, 0.25)
+    assert statistics.p_value(0.25, 0.0, 4) == 0 and statistics.p_value(0.25, 0.0, 4, null=0.25) == 1
 
 
 def test_holm_levels_are_those_of_the_step_down_procedure():
-    levels = stats.holm_levels(np.array([[0.03, 0.001, 0.04], [0.02, 0.001, 0.04], [0.3, 0.2, 0.1]]))
+    levels = statistics.holm_levels(np.array([[0.03, 0.001, 0.04], [0.02, 0.001, 0.04], [0.3, 0.2, 0.1]]))
     # In the first row 0.03 is not rejected, so 0.04 is judged like it.
     expected = [[0.05 / 2, 0.05 / 3, 0.05 / 2], [0.025, 0.05 / 3, 0.05], [0.05 / 3] * 3]
     assert levels.tolist() == [pytest.approx(row) for row in expected]
@@ -131,8 +131,8 @@ WIDE = NARROW * 30
 
 
 def judged(rule, *cells):
-    found = stats.judge_cells(*spread(np.array(cells)), rule, 0.1)
-    return found["outcome"].tolist(), stats.judge_all(found["outcome"], rule)
+    found = statistics.judge_cells(*spread(np.array(cells)), rule, 0.1)
+    return found["outcome"].tolist(), statistics.judge_all(found["outcome"], rule)
 
 
 @pytest.mark.parametrize("rule, cells, outcomes, whole", [
@@ -166,7 +166,7 @@ def simulated(rule, means, seeds, margin=0.1):
     generator = np.random.default_rng(seeds)
     common, own = (generator.normal(size=(REPETITIONS, c, seeds)) for c in (1, len(means)))
     values = np.array(means)[:, None] + SD * (0.6 * common + 0.8 * own)
-    return stats.judge_cells(*spread(values), rule, margin)["outcome"]
+    return statistics.judge_cells(*spread(values), rule, margin)["outcome"]
 
 
 @pytest.mark.parametrize("seeds", [3, 8, 10, 12, 20])
@@ -199,14 +199,14 @@ def test_different_means_beyond_the_margin(seeds):
 
 def test_opposite_effects_are_called_different_never_even():
     found = simulated("two-sided", [0.2, 0.2, 0.2, -0.2, -0.2, -0.2], 8)
-    wholes = [stats.judge_all(study, "two-sided") for study in found]
+    wholes = [statistics.judge_all(study, "two-sided") for study in found]
     assert "equivalent" not in wholes and wholes.count("different") > 0.95 * REPETITIONS
 
 
 def test_the_seeds_that_would_decide():
     mean, sd = np.array([0.02, -0.01]), np.array([0.2, 0.1])
-    enough = stats.seeds_to_decide(mean, sd, [6, 6], "two-sided", 0.1, {"equivalent"})
+    enough = statistics.seeds_to_decide(mean, sd, [6, 6], "two-sided", 0.1, {"equivalent"})
     for seeds, expected in ((enough - 1, "inconclusive"), (enough, "equivalent")):
-        cells = stats.judge_cells(mean, sd, seeds, "two-sided", 0.1)["outcome"]
-        assert stats.judge_all(cells, "two-sided") == expected
-    assert stats.seeds_to_decide(np.zeros(1), np.ones(1), [6], "ahead", 0.1, {"better"}) is None
+        cells = statistics.judge_cells(mean, sd, seeds, "two-sided", 0.1)["outcome"]
+        assert statistics.judge_all(cells, "two-sided") == expected
+    assert statistics.seeds_to_decide(np.zeros(1), np.ones(1), [6], "ahead", 0.1, {"better"}) is None
