@@ -203,6 +203,20 @@ class Progress:
         return "\n".join([*lines, RESUME])
 
 
+def choose_cache() -> None:
+    """Where no home folder can be written to, as in many containers, decoded data lies beside the runs."""
+    if os.environ.get("MTPRUNE_CACHE"):
+        return
+    try:
+        folder = Path("~/.cache/mtprune").expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return
+    except (OSError, RuntimeError):  # no home, or a file in its place
+        pass
+    os.environ["MTPRUNE_CACHE"] = str((PROJECT / "runs" / ".cache").resolve())
+
+
 def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -426,6 +440,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs start with it ignored
+    choose_cache()
     try:
         if options.command == "notebook":
             declared = notebook_parameters(options.notebook)
