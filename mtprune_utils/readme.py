@@ -128,7 +128,7 @@ def claims_table(figures: Path) -> str:
 
 def whole_claims_table(figures: Path) -> str:
     """Table 1 of one profile: every comparison, with the note that says why."""
-    table = pd.read_csv(figures / "table1_claims.csv").fillna({"note": "", "decided_by": ""})
+    table = pd.read_csv(figures / "table1_claims.csv", dtype={"note": str}).fillna({"note": ""})
     rows = []
     for _, row in table.iterrows():
         few, most = row["seeds"], row["seeds_most"]
