@@ -58,8 +58,8 @@ def notebook_table(figures: Path) -> str:
     for notebook, (item, what, parameters) in NOTEBOOKS.items():
         of_stage = timings["job"].str.split().str[0].eq(what)
         runs = timings[of_stage | timings["job"].eq(f"figure {what}")]
-        image = figures / f"{what}.png"
-        figure = f"[{what}]({image.relative_to(PROJECT).as_posix()})" if image.exists() else ""
+        drawn = (figures / f"{what}.png").exists()
+        figure = f"[{what}](figures/{figures.name}/{what}.png)" if drawn else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
         profile = "study" if what == "tune" else "quick"  # quick does not tune
         command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}"
