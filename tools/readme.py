@@ -63,8 +63,9 @@ def notebook_table(figures: Path) -> str:
         stage, figure = stage_of.get(notebook), drawn[0] if drawn else ""
         of_stage = timings["job"].str.split().str[0].eq(stage)
         runs = timings[of_stage | timings["job"].eq(f"figure {figure}")]
-        image = (figures / f"{figure}.png").relative_to(PROJECT).as_posix()
-        shown = f"[{figure}]({image})" if figure else ""
+        image = f"{figure}.png"
+        there = figure and (figures / image).exists()
+        shown = f"[{figure}](figures/{figures.name}/{image})" if there else ""
         link = f"[{notebook}](notebooks/{notebook}.ipynb)"
         profile = "study" if stage == "tune" else "quick"  # quick does not tune
         command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}"
@@ -133,7 +134,7 @@ def claims_table(figures: Path) -> str:
 
 def whole_claims_table(figures: Path) -> str:
     """Table 1 of one profile: every comparison, with the note that says why."""
-    table = pd.read_csv(figures / "table1_claims.csv").fillna({"note": "", "decided_by": ""})
+    table = pd.read_csv(figures / "table1_claims.csv", dtype={"note": str}).fillna({"note": ""})
     rows = []
     for _, row in table.iterrows():
         few, most = row["seeds"], row["seeds_most"]

@@ -561,7 +561,7 @@ def _criteria(evidence: Evidence) -> list[Claim]:
             of = (values, doubts, doubts, [note])
             found.append(_claim(evidence, name + at, statement, "two-sided", *of))
             if axis == "parameters" and arm in ("scratch", "iterative"):  # what the paper says
-                literal = f"no significant difference between {statement}"
+                literal = f"no significant difference: {statement}"
                 found.append(_claim(evidence, f"{name} literal", literal, "zero", *of))
     return found
 
