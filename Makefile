@@ -33,7 +33,7 @@ export MKL_NUM_THREADS = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check vouch bench bench-run bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims test stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty
 
 bench-run: $(INSTALLED)  ## time a complete pruning run, removal by removal, into benchmarks/throughput (PROFILE=quick; paper needs a GPU)
 	$(BIN)/python benchmarks/throughput.py --profile "$$PROFILE"
+
+gpu: $(INSTALLED)  ## what one GPU says in a quarter of an hour, into benchmarks/results/<machine> (needs a GPU)
+	$(BIN)/python benchmarks/gpu.py
 
 bench-scores: $(INSTALLED)  ## how far scores on fewer minibatches, or in bf16, agree with all in float32 (trains, an hour)
 	$(BIN)/python benchmarks/scores.py

@@ -6,6 +6,7 @@ both), and the 10th and 90th percentile over rounds.
 """
 
 import argparse
+import copy
 import gc
 import os
 import platform
@@ -20,7 +21,7 @@ from torch.utils.benchmark import Timer, timer
 
 from mtprune_utils.core.data import augment
 from mtprune_utils.core.evaluation import forward
-from mtprune_utils.core.model import Architecture, build, complexity
+from mtprune_utils.core.model import Architecture, MultiTaskModel, build, complexity
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.selection import select
 from mtprune_utils.core.settings import Profile
@@ -57,6 +58,12 @@ def machine() -> str:
     return re.sub(r"\W+", "-", name.lower()).strip("-")
 
 
+def described() -> dict:
+    """What stands beside every number: machine, threads and versions."""
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"machine": machine(), "threads": torch.get_num_threads(), **versions}
+
+
 def compare(
     numerator: Callable, denominator: Callable, rounds: int, calls: int = 1
 ) -> tuple[float, float, float]:
@@ -78,15 +85,22 @@ def compare(
 class Case:
     """A network that trains on rooms, as a profile does."""
 
-    def __init__(self, profile: Profile, images: int | None = 64):
+    def __init__(
+        self, profile: Profile, images: int | None = 64, test_images: int | None = None
+    ):
         self.profile = profile
-        test_images = images and 16
+        test_images = test_images or images and 16
         dataset = load_dataset("rooms", train_images=images, test_images=test_images)
         self.dataset = dataset.resized_for_evaluation(profile.crop).to(device_of(profile))
         self.architecture = architecture(profile, channels(dataset.tasks))
+        self._built: dict[tuple[int, ...], MultiTaskModel] = {}  # drawing weights takes a second
 
     def trainer(self, architecture: Architecture | None = None) -> Trainer:
-        model = build(architecture or self.architecture, 0).to(self.dataset.train.image.device)
+        wanted = architecture or self.architecture
+        widths = tuple(wanted.width_list)
+        if widths not in self._built:
+            self._built[widths] = build(wanted, 0).to(self.dataset.train.image.device)
+        model = copy.deepcopy(self._built[widths])
         return Trainer(model.train(), self.dataset, self.profile, self.profile.dense, 10_000, 0)
 
     def step(
@@ -96,10 +110,10 @@ class Case:
         scores = [scores_of(criterion, trainer)] if criterion else []
         return lambda: trainer.step(scores)
 
-    def compiled(self) -> tuple[Callable, float]:
+    def compiled(self, backend: str = "inductor") -> tuple[Callable, float]:
         """A plain step under torch.compile, and the seconds that the first one takes."""
         trainer = self.trainer()
-        trainer.model = torch.compile(trainer.model)
+        trainer.model = torch.compile(trainer.model, backend=backend)
         start = timer()
         # Else the next benchmark finds this one's work.
         with torch.compiler.config.patch(force_disable_caches=True):
@@ -180,13 +194,18 @@ def quarter(dense: Architecture, crop: int) -> Architecture:
     return min(networks, key=lambda network: abs(macs(network) / macs(dense) - 0.25))
 
 
-def measure(rounds: int) -> Iterator[dict]:
-    """One row after the other, so that none is lost if a later one fails."""
-    paper, quick = PROFILES["paper"], PROFILES["quick"]
+def measure(
+    rounds: int, paper: Profile = PROFILES["paper"], quick: Profile = PROFILES["quick"],
+    backend: str = "inductor",
+) -> Iterator[dict]:
+    """One row after the other, so that none is lost if a later one fails.
+
+    backend: of torch.compile.
+    """
     # Few CPUs have arithmetic for bf16.
     precision = "bf16" if torch.cuda.is_available() else "float32"
     large = replace(paper, pretrained=False, precision=precision)
-    small = replace(large, crop=97, batch_size=4)
+    small = replace(large, crop=min(97, large.crop), batch_size=min(4, large.batch_size))
 
     def row(
         name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int,
@@ -198,8 +217,12 @@ def measure(rounds: int) -> Iterator[dict]:
         numbers = {key: f"{value:.3f}" for key, value in found.items()}
         return {"name": name, "setting": setting, **numbers}
 
-    full = f"full width, {precision}"
-    for profile, setting, calls in ((quick, "quick", 5), (small, f"{full}, batch 4, 97 x 97", 1)):
+    def full(profile: Profile) -> str:
+        return (
+            f"full width, {precision}, batch {profile.batch_size}, {profile.crop} x {profile.crop}"
+        )
+
+    for profile, setting, calls in ((quick, "quick", 5), (small, full(small), 1)):
         case, how = Case(profile), (rounds, calls)
         by_hand, batched = case.minimal, case.minimal(batched=True)
         yield row("taylor_over_plain", setting, case.step("taylor"), case.step(), *how)
@@ -209,12 +232,13 @@ def measure(rounds: int) -> Iterator[dict]:
         fewer = quarter(case.architecture, profile.crop)
         narrow = case.step(architecture=fewer)
         yield row("quarter_over_dense", setting, narrow, case.step(), *how)
-    case, setting, few = Case(large), f"{full}, batch 16, 321 x 321", min(rounds, 3)
+    case, setting, few = Case(large), full(large), min(rounds, 3)
     fewer = quarter(case.architecture, large.crop)
     yield row("quarter_over_dense", setting, case.step(architecture=fewer), case.step(), few)
-    yield row("removal_over_plain", setting, removal(case, 100), case.step(), few)
+    removed = removal(case, large.prune.filters_per_step)
+    yield row("removal_over_plain", setting, removed, case.step(), few)
     case = Case(quick)
-    compiled, seconds = case.compiled()
+    compiled, seconds = case.compiled(backend)
     setting = f"quick, after {seconds:.0f} s of compiling"
     yield row("compiled_over_plain", setting, compiled, case.step(), rounds, 5)
 
@@ -227,11 +251,9 @@ def main() -> None:
         parser.error("--rounds must be at least 1")
     as_in_a_batch()
     set_up(PROFILES["paper"], device_of(PROFILES["paper"]))
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
-    more = {"machine": machine(), "threads": torch.get_num_threads(), **versions}
     rows = []
     for row in measure(rounds):
-        rows.append(row | more)
+        rows.append(row | described())
         write_atomically(RESULTS / f"{machine()}.csv", csv_text(rows).encode())
 
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from mtprune_utils.core.data import Dataset
+from mtprune_utils.core.model import MultiTaskModel
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.selection import select
+from mtprune_utils.core.settings import Profile, Pruning
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.files import write_atomically
@@ -28,25 +31,34 @@ RESULTS = Path(__file__).with_name("scores.csv")
 
 
 def first_scores(run: Run, precision: str, every: int) -> list[torch.Tensor]:
-    """The mean scores before a run's first removal, of weights that stand still.
-
-    So only the scoring differs.
-    """
+    """The mean scores before a run's first removal, of weights that stand still."""
     profile = replace(run.profile, precision=precision)
-    still = replace(profile.prune, lr=1e-12)
     model = network(run.source, DENSE).train()
-    trainer = Trainer(model, load_data(run), profile, still, 10_000, run.seed)
-    scores = Scores(get_criterion(run.criterion), model.groups, model)
-    for left in reversed(range(profile.prune.prune_interval)):
+    steps = profile.prune.prune_interval
+    return still_scores(model, load_data(run), profile, run.criterion, steps, run.seed, every)
+
+
+def still_scores(
+    model: MultiTaskModel, dataset: Dataset, profile: Profile, criterion: str, steps: int,
+    seed: int, every: int = 1,
+) -> list[torch.Tensor]:
+    """Mean scores over so many minibatches, each or every so-many-th scored.
+
+    The weights stand still, so that only the scoring differs.
+    """
+    trainer = Trainer(model, dataset, profile, replace(profile.prune, lr=1e-12), 10_000, seed)
+    scores = Scores(get_criterion(criterion), model.groups, model)
+    for left in reversed(range(steps)):
         trainer.step([scores] * (left % every == 0))
     return scores.mean()
 
 
 def agreement(
-    run: Run, scores: list[torch.Tensor], reference: list[torch.Tensor]
+    settings: Pruning, scores: list[torch.Tensor], reference: list[torch.Tensor]
 ) -> dict[str, float]:
-    ranks = [pd.Series(torch.cat(each)).rank() for each in (scores, reference)]
-    settings, shares = run.profile.prune, {}
+    """Spearman's rank correlation, and the shares of the filters chosen by both."""
+    ranks = [pd.Series(torch.cat(each).cpu()).rank() for each in (scores, reference)]
+    shares = {}
     for count in (settings.filters_per_step, 100):
         chosen = [select(each, count, settings.min_filters) for each in (scores, reference)]
         units, others = (
@@ -82,9 +94,9 @@ def measure(profile: str, steps: list[int], seeds: int) -> pd.DataFrame:
         reference = first_scores(first, "float32", 1)
         for k, run in runs.items():
             scores = first_scores(run, "float32", k)
-            found = agreement(run, scores, reference) | kept(run)
+            found = agreement(run.profile.prune, scores, reference) | kept(run)
             rows.append({"scores": f"every {k}", "seed": seed, **found})
-        found = agreement(first, first_scores(first, "bf16", 1), reference)
+        found = agreement(first.profile.prune, first_scores(first, "bf16", 1), reference)
         rows.append({"scores": "bf16", "seed": seed, **found})
     return pd.DataFrame(rows)
 

@@ -22,13 +22,21 @@ def benchmark(monkeypatch):
 def test_a_run_is_timed_removal_by_removal(benchmark):
     throughput = benchmark("throughput")
     case = throughput.Case(get_profile("smoke", SMOKE))
-    table = throughput.timed_run(case, "cosprune")
+    written = []
+    table = throughput.timed_run(case, "cosprune", 1e9, lambda rows: written.append(len(rows)))
+    assert written == list(range(1, len(table) + 1))
     assert table["removal"].tolist() == list(range(len(table))) and len(table) >= 3
-    assert table["filters"].is_monotonic_decreasing and table["filters"].iloc[-1] == 13 * case.profile.prune.floor
+    assert table["filters"].is_monotonic_decreasing and table["filters"].iloc[-1] == 13 * case.profile.prune.min_filters
     assert (table[["steps_per_second", "evaluation_seconds"]] > 0).all(axis=None)
-    seconds = case.profile.prune.every / table["steps_per_second"]
+    others = (case.profile.prune.prune_interval - 1) / table["steps_per_second"]
+    seconds = table["first_step_seconds"] + others
     pd.testing.assert_series_equal(table["train_seconds"], seconds, check_names=False)
     assert (table["removal_seconds"].iloc[2:] > 0).all()
+
+
+def test_the_peak_is_measured_in_either_way(benchmark):
+    found = benchmark("throughput").peaks(torch.device("cpu"), "float32", side=64, seconds=0.01)
+    assert set(found) == {"product", "convolution"} and min(found.values()) > 0
 
 
 def test_operations_of_a_step_are_those_of_its_passes(benchmark):
@@ -38,7 +46,7 @@ def test_operations_of_a_step_are_those_of_its_passes(benchmark):
     model = throughput.build(case.architecture, 0)
     with throughput.FlopCounterMode(display=False) as counter:
         images = torch.zeros(case.profile.batch_size, 3, case.profile.crop, case.profile.crop)
-        model.backbone(images)
+        model.trunk(images)
         backbone = counter.get_total_flops()
     tasks = len(case.dataset.tasks)
     counted = throughput.step_flops(case, case.architecture, "cosprune")
