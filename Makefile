@@ -13,6 +13,9 @@ JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
+# Networks that none of us wrote, which tests prune. In a folder of their own: Torch-Pruning imports
+# what it finds of them, which would take every process a second.
+FOREIGN = .venv/foreign/.installed
 BATCH = $(BIN)/python -m mtprune_utils.run.launch
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
@@ -53,7 +56,7 @@ claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training 
 	@$(BATCH) claims $(SETTINGS) $(CHANGED)
 	@$(RENEW_README)
 
-test: $(INSTALLED)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
+test: $(INSTALLED) $(FOREIGN)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
@@ -95,6 +98,7 @@ LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-h
 
 lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
 	$(LOCK) requirements.txt -o requirements.lock
+	printf 'timm==1.0.31\nsegmentation-models-pytorch==0.6.0\n' | $(LOCK) --no-deps - -o requirements-foreign.lock
 	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
 
 audit:  ## look for known vulnerabilities in what is installed (needs the network)
@@ -119,4 +123,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON3) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(FOREIGN): requirements-foreign.lock $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/foreign -r requirements-foreign.lock
 	@touch $@

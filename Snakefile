@@ -99,6 +99,11 @@ def upstream(stage):
     ]
 
 
+def stage_notebook(stage):
+    """A function, since Snakemake takes braces in a path for wildcards."""
+    return lambda wildcards: str(store.stage_notebook(stage))
+
+
 def stage_arguments(stage):
     def of(wildcards, output):
         run = RUNS[f"{stage}/{wildcards.name}"]
@@ -144,7 +149,7 @@ for stage in stage_names():
         output:
             [f"{RUNS_FOLDER}/{stage}/{{name}}/{file}" for file in STAGE_FILES[stage]],
         params:
-            notebook=str(store.stage_notebook(stage)),
+            notebook=stage_notebook(stage),
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
         resources:

@@ -65,6 +65,7 @@ SMALL = {  # the same network and code in a second or two, wherever
 CHECKED = {
     "width": 1 / 4, "head_width": 256, "crop": 160, "image_height": 240, "batch_size": 8,
 }
+NO_SEARCH = {"tuning.trials": 0}  # which takes a package that a bare machine has not
 TUNING = 2.5  # seconds that each new network may cost a run beside its steps
 TEST_IMAGES = 32  # of the 654 that an evaluation of the paper's data would take
 
@@ -485,7 +486,7 @@ def check_loaded_on_cpu(session: Session) -> str:
 def check_stages(session: Session) -> str:
     """The package's own runs, dense and pruned, from settings to tables."""
     with tempfile.TemporaryDirectory() as folder:
-        pruning = Experiment.open("smoke", "rooms", "", folder).prune("cosprune", 0)
+        pruning = Experiment.open("smoke", "rooms", "", folder, NO_SEARCH).prune("cosprune", 0)
         execute(pruning, lambda line: None)
         rows = len(pd.read_csv(pruning.path("evaluations.csv")))
     set_up(session.paper, session.device)

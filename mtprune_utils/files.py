@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, the few forms that results take (CSV and JSON), and locks."""
+"""Files that are whole or not there at all, results as CSV and JSON, and locks."""
 
 import ast
 import contextlib
@@ -11,18 +11,21 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
-PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()  # the repository, where relative paths start
+# The repository, where relative paths start.
+PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()
 MAX_JSON = 2**26  # bytes; ours have a few thousand, an index of data a few hundred thousand
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 
 def csv_text(rows: list[dict], columns: list[str] | None = None) -> str:
-    """A CSV of the given columns, empty where a row has none, or of those of the first row; without rows, nothing.
+    """A CSV of the given columns, or of those of the first row; without rows, nothing.
 
-    Raises ValueError for a row with a column that there is no place for.
+    Where a row lacks a column, its field is empty. Raises ValueError for a row with a column that
+    there is no place for.
     """
     if not rows:
         return ""
@@ -62,7 +65,10 @@ def read_table(path: Path) -> list[dict[str, str]]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the place, flush to disk, rename: a reader sees the old file or the new one, never half of one."""
+    """Write beside the place, flush to disk, rename.
+
+    A reader sees the old file or the new one, never half of one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
     try:
@@ -92,15 +98,23 @@ def _where_supported(call: Callable, *arguments) -> None:
 
 
 def source_digest(modules: Iterable[Path]) -> str:
-    """A hash of what Python modules say; comments, layout and the version of Python do not count."""
+    """A hash of what Python modules say, whatever the comments, layout and version of Python."""
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(_syntax(ast.parse(module.read_text(encoding="utf-8"))).encode())
+        digest.update(_said(module.read_text(encoding="utf-8")))
     return digest.hexdigest()[:16]
 
 
+@cache
+def _said(source: str) -> bytes:
+    return _syntax(ast.parse(source)).encode()
+
+
 def _syntax(node) -> str:
-    """What `ast.dump` says in Python 3.11. Later ones leave out empty lists, know type parameters, and end some f-strings in ''."""
+    """What `ast.dump` says in Python 3.11.
+
+    Later ones leave out empty lists, know type parameters, and end some f-strings in ''.
+    """
     if isinstance(node, list):
         return f"[{', '.join(map(_syntax, node))}]"
     if isinstance(node, ast.JoinedStr):
@@ -108,8 +122,12 @@ def _syntax(node) -> str:
     if not isinstance(node, ast.AST):
         return repr(node)
     fields = [(name, value) for name, value in ast.iter_fields(node) if name != "type_params"]
-    literal = isinstance(node, (ast.Constant, ast.MatchSingleton))  # None there is a value, elsewhere an option not taken
-    said = [f"{name}={_syntax(value)}" for name, value in fields if value is not None or literal and name == "value"]
+    # None there is a value, elsewhere an option not taken.
+    literal = isinstance(node, (ast.Constant, ast.MatchSingleton))
+    said = [
+        f"{name}={_syntax(value)}" for name, value in fields
+        if value is not None or literal and name == "value"
+    ]
     return f"{type(node).__name__}({', '.join(said)})"
 
 
@@ -142,8 +160,9 @@ def locked(
 ) -> Iterator[tuple[int, str]]:
     """Hold the lock file at `path`; a killed process lets go.
 
-    Gives the file's descriptor, and the number of a process that held the lock and was killed, if there was one. Where
-    another process holds it, say so and wait, or raise ValueError, which names that process.
+    Gives the file's descriptor, and the number of a process that held the lock and was killed, if
+    there was one. Where another process holds it, say so and wait, or raise ValueError, which names
+    that process.
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 import ast
 import difflib
 from collections.abc import Iterable
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -48,11 +49,19 @@ def sources(*modules: str, within: str = "") -> list[Path]:
         if outside or file in found or not file.is_relative_to(PACKAGE / within):
             continue
         found[file] = None
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME):
-                inside = node.module.removeprefix(NAME).removeprefix(".")
-                waiting += [_file(inside), *(_file(f"{inside}.{n.name}".strip(".")) for n in node.names)]
+        waiting += [_file(name) for name in _imports(file.read_text(encoding="utf-8"))]
     return sorted(found)
+
+
+@cache
+def _imports(source: str) -> list[str]:
+    """The package's modules that it imports, and what it takes from them, which may be modules."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME):
+            inside = node.module.removeprefix(NAME).removeprefix(".")
+            found += [inside, *(f"{inside}.{name.name}".strip(".") for name in node.names)]
+    return found
 
 
 def _file(module: str) -> Path | None:

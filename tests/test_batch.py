@@ -1,4 +1,4 @@
-"""The batch: a run counts as good only if it was, and a profile's jobs are resumed, refused or redone as is due."""
+"""The batch: a run counts as good only if it was, and jobs are resumed, refused or redone."""
 
 import errno
 import hashlib
@@ -17,8 +17,12 @@ import nbformat
 import papermill
 import pytest
 
-from mtprune_utils import batch
-from mtprune_utils.run.notebook import NotebookError, check_parameters, execute, notebook_parameters
+from mtprune_utils.files import PROJECT
+from mtprune_utils.run import launch
+from mtprune_utils.run.notebook import (
+    NotebookError, check_parameters, execute, notebook_parameters,
+)
+from mtprune_utils.study import store
 
 PARAMETERS = """\
 word: str = "a # b"  # what to write
@@ -27,10 +31,11 @@ rate: float = 0.5  # a share"""
 GOOD = 'with open("out.txt", "w") as file:\n    file.write(f"{word} {number}")'
 
 
-def write_notebook(path, *cells, parameters=PARAMETERS):
+def write_notebook(path, *cells, parameters=PARAMETERS, **metadata):
     first = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     notebook = nbformat.v4.new_notebook(cells=[first, *map(nbformat.v4.new_code_cell, cells)])
-    notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    named = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata.update(kernelspec=named, **metadata)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
     return path
@@ -46,7 +51,9 @@ def wait_for(condition, seconds=60):
 
 def alive(pid):
     """A zombie has ended too, only nobody has waited for it yet."""
-    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True
+    ).stdout
     return bool(state) and not state.startswith("Z")
 
 
@@ -64,7 +71,9 @@ def test_parameters_are_read_with_type_and_default(here):
     }
 
 
-@pytest.mark.parametrize("line", ["number = 3", "number: int = 1 + 2", "number: Path = 3", "print(3)", "number: int"])
+@pytest.mark.parametrize(
+    "line", ["number = 3", "number: int = 1 + 2", "number: Path = 3", "print(3)", "number: int"]
+)
 def test_parameters_cell_holds_nothing_else(here, line):
     with pytest.raises(ValueError, match="must have the form"):
         notebook_parameters(write_notebook(here / "nb.ipynb", parameters=line))
@@ -76,7 +85,9 @@ def test_misspelt_parameter_is_refused_with_the_nearest_name(here):
     assert not Path("out.txt").exists()
 
 
-@pytest.mark.parametrize("name, value", [("number", "4"), ("number", 4.0), ("number", True), ("word", 4), ("rate", "")])
+@pytest.mark.parametrize(
+    "name, value", [("number", "4"), ("number", 4.0), ("number", True), ("word", 4), ("rate", "")]
+)
 def test_wrong_type_is_refused(here, name, value):
     with pytest.raises(ValueError, match=f"'{name}' takes a"):
         check_parameters(write_notebook(here / "nb.ipynb"), {name: value})
@@ -84,9 +95,12 @@ def test_wrong_type_is_refused(here, name, value):
 
 def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     broken = '{"dense.steps": 3'
-    assert batch.main(["notebook", "notebooks/01_train_dense.ipynb", "out.ipynb", "-p", "overrides", broken]) == 1
-    assert capsys.readouterr().err == f"01_train_dense.ipynb: 'overrides' takes a dict, got {broken!r}\n"
-    assert batch.parsed("") == "" and batch.parsed("1e-3") == 0.001 and batch.parsed("taylor") == "taylor"
+    command = ["notebook", "notebooks/01_train_dense.ipynb", "out.ipynb"]
+    assert launch.main([*command, "-p", "overrides", broken]) == 1
+    said = capsys.readouterr().err
+    assert said == f"01_train_dense.ipynb: 'overrides' takes a dict, got {broken!r}\n"
+    assert launch.parsed("") == "" and launch.parsed("1e-3") == 0.001
+    assert launch.parsed("taylor") == "taylor"
 
 
 TEXTS = ["2024", "true", "null", "1e3", "[1]", "NaN", '"quoted"', "", "a b"]
@@ -95,17 +109,17 @@ TEXTS = ["2024", "true", "null", "1e3", "[1]", "NaN", '"quoted"', "", "a b"]
 @pytest.mark.parametrize("text", TEXTS)
 def test_what_is_declared_as_text_stays_text(here, text, monkeypatch):
     given = []
-    monkeypatch.setattr(batch, "run_notebook", lambda *arguments: given.append(arguments[2]) or 0)
+    monkeypatch.setattr(launch, "run_notebook", lambda *arguments: given.append(arguments[2]) or 0)
     write_notebook(here / "nb.ipynb")
     command = ["notebook", "nb.ipynb", "out.ipynb", "-p", "word", text, "-p", "number", "7"]
-    assert batch.main(command) == 0
+    assert launch.main(command) == 0
     assert given == [{"word": text, "number": 7}]
 
 
 @pytest.mark.parametrize("text", ["# prose", "[]", "{}", '{"cells": [1]}'])
 def test_what_is_no_notebook_is_refused_in_one_line(here, text, capsys):
     Path("README.md").write_text(text)
-    assert batch.main(["notebook", "README.md", "out.ipynb"]) == 1
+    assert launch.main(["notebook", "README.md", "out.ipynb"]) == 1
     assert capsys.readouterr().err == "README.md is no Jupyter notebook\n"
 
 
@@ -117,8 +131,12 @@ def test_whole_number_is_taken_for_a_float(here):
 
 def test_good_run_through_the_command_line(here):
     write_notebook(here / "nb.ipynb", GOOD, "")
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "done/out.ipynb"]
-    result = subprocess.run([*command, "-p", "number", "7", "--expect", "out.txt"], capture_output=True, text=True)
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "done/out.ipynb",
+    ]
+    result = subprocess.run(
+        [*command, "-p", "number", "7", "--expect", "out.txt"], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr
     assert Path("out.txt").read_text() == "a # b 7"
     assert os.listdir("done") == ["out.ipynb"]
@@ -155,8 +173,13 @@ def test_what_a_notebook_warns_of_is_said_on_the_terminal(here, capsys):
 
 def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
     write_notebook(here / "nb.ipynb", GOOD.replace('"out.txt"', 'f"{number}.txt"'))
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
-    runs = [subprocess.Popen([*command, "-p", "number", str(i), "--expect", f"{i}.txt"]) for i in range(2)]
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
+    ]
+    runs = [
+        subprocess.Popen([*command, "-p", "number", str(i), "--expect", f"{i}.txt"])
+        for i in range(2)
+    ]
     assert [run.wait() for run in runs] == [0, 0]
     executed = nbformat.read("out.ipynb", as_version=4)
     assert all(cell.execution_count for cell in executed.cells)
@@ -167,7 +190,9 @@ def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
 def test_kernel_ends_with_its_runner(here, signum):
     sleep = 'import os, time\nopen("pid", "w").write(str(os.getpid()))\ntime.sleep(600)'
     write_notebook(here / "nb.ipynb", sleep)
-    runner = subprocess.Popen([sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"])
+    runner = subprocess.Popen([
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
+    ])
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     runner.send_signal(signum)
     assert runner.wait(timeout=100) != 0
@@ -233,7 +258,9 @@ def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.kernelspec = {"name": "py39_torch", "display_name": "py39_torch"}
     nbformat.write(notebook, path)
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "nb.ipynb", "out.ipynb"]
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
+    ]
     result = subprocess.run([*command, "--expect", "ü.txt"], capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr
     outputs = nbformat.read("out.ipynb", as_version=4).cells[-1].outputs
@@ -241,27 +268,28 @@ def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
 
 
 def test_every_job_gets_a_gpu_of_its_own(monkeypatch, tmp_path):
-    monkeypatch.setattr(batch.tempfile, "tempdir", str(tmp_path))  # the locks are those of all the user's batches
+    # The locks are those of all the user's batches.
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
-    with batch.one_gpu():
+    with launch.one_gpu():
         first = os.environ["CUDA_VISIBLE_DEVICES"]
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "test-a,test-b")
-        with batch.one_gpu():
+        with launch.one_gpu():
             assert {first, os.environ["CUDA_VISIBLE_DEVICES"]} == {"test-a", "test-b"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    with batch.one_gpu():
+    with launch.one_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_locks_of_gpus_follow_no_link_and_any_name_has_one(monkeypatch, tmp_path):
-    monkeypatch.setattr(batch.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(launch.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-GPU-8cd5/1/0")
-    with batch.one_gpu():
+    with launch.one_gpu():
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "MIG-GPU-8cd5/1/0"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     (tmp_path / "precious").write_text("precious")
     (tmp_path / f"mtprune-{os.getuid()}-gpu-0.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(OSError, match="gpu-0.lock"), batch.one_gpu():
+    with pytest.raises(OSError, match="gpu-0.lock"), launch.one_gpu():
         pass
     assert (tmp_path / "precious").read_text() == "precious"
 
@@ -277,7 +305,7 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
     value = value.replace("PLACE", str(tmp_path / "executed"))
     (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
     names = ("profile", "data", "root", "overrides", "jobs")
-    make = ["make", "-s", "-C", str(batch.PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
+    make = ["make", "-s", "-C", str(PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
     program = f"BATCH={sys.executable} {tmp_path}/program.py"
     words = ["figures", program, *(f"{name.upper()}={value}" for name in names)]
     result = subprocess.run([*make, *words], capture_output=True, text=True, check=True)
@@ -290,10 +318,10 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
 
 @pytest.mark.parametrize("line", [
     'mtprune: {"job": "x", "event": "done", "seconds": 1}\n', "dense  many\n",
-    "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{batch.EVENT}x/a\n",
+    "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{launch.EVENT}x/a\n",
 ])
 def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
-    progress = batch.Progress(tmp_path / "timings.csv", 1)
+    progress = launch.Progress(tmp_path / "timings.csv", 1)
     before = dict(vars(progress))
     progress.read(line)
     assert vars(progress) == before
@@ -301,16 +329,16 @@ def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path
 
 def test_a_killed_snakemake_leaves_its_own_words_and_how_to_go_on(tmp_path):
     log = tmp_path / "snakemake.log"
-    log.write_text(f'Building DAG of jobs...\n{batch.EVENT}{{"job": "batch", "event": "grid"}}\n')
-    said = batch.Progress(tmp_path / "timings.csv", 1).trouble(log)
-    assert said == f"Snakemake failed; its log ends:\nBuilding DAG of jobs...\n{batch.RESUME}"
+    log.write_text(f'Building DAG of jobs...\n{launch.EVENT}{{"job": "batch", "event": "grid"}}\n')
+    said = launch.Progress(tmp_path / "timings.csv", 1).trouble(log)
+    assert said == f"Snakemake failed; its log ends:\nBuilding DAG of jobs...\n{launch.RESUME}"
 
 
 @pytest.mark.parametrize("command", ["figures", "claims", "refresh"])
 def test_what_needs_the_repository_says_so_and_deletes_nothing(command, here, monkeypatch, capsys):
     (here / "runs" / "smoke").mkdir(parents=True)
-    monkeypatch.setattr(batch, "PROJECT", Path())
-    assert batch.main([command]) == 1
+    monkeypatch.setattr(store, "PROJECT", Path())
+    assert launch.main([command]) == 1
     message = f"{command} needs the repository, with its notebooks: run it in a clone\n"
     assert capsys.readouterr().err == message
     assert os.listdir("runs") == ["smoke"]
@@ -319,7 +347,7 @@ def test_what_needs_the_repository_says_so_and_deletes_nothing(command, here, mo
 @pytest.mark.parametrize("name", ["{7f3a}", "a\nb", "a\x1eb", "a\udcffb"])
 @pytest.mark.parametrize("option", ["--runs", "--figures"])
 def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name, here, capsys):
-    assert batch.main(["figures", "--profile", "smoke", option, str(here / name)]) == 1
+    assert launch.main(["figures", "--profile", "smoke", option, str(here / name)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("runs and figures may lie in no folder whose name has")
     assert error.count("\n") == 1
@@ -332,7 +360,7 @@ STAGE_CELL = """\
 import os, time
 from pathlib import Path
 from mtprune_utils.study.profiles import get_profile
-from mtprune_utils.runs import Experiment, code_digest
+from mtprune_utils.study.grid import Experiment
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
 run = experiment.{run}
 assert all(run.done for run in run.inputs)
@@ -344,22 +372,20 @@ if Path("broken").exists():
 for file in ("evaluations.csv", "curve.csv", "trivial.csv", "layers.csv", "model.safetensors"):
     run.write_json(file, "")
 run.write_json("provenance.json", "")
-run.finish(code_digest(run.stage))"""
+run.finish(run.code)"""
 FIGURE_CELL = """\
 from pathlib import Path
-from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS, notebook_digest
 from mtprune_utils.files import write_atomically, write_json
+from mtprune_utils.study import store
+from mtprune_utils.study.grid import Experiment
 from mtprune_utils.study.profiles import get_profile
-from mtprune_utils.runs import Experiment, code_digest
 place = Path(figures, f"{{profile}}-custom")
 for suffix in ("png", "pdf", "csv"):
     write_atomically(place / f"{figure}.{{suffix}}", b"")
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
-retrained = "{figure}" in ("fig3_retrained_from_scratch", "fig5_claims")
-shown = [run for run in experiment.runs() if retrained or run.stage != "retrain"]
+shown = experiment.needed("{needs}")
 origins = {{f"{{run.stage}}/{{run.name}}": {{"content": run.content}} for run in shown}}
-notebook = FIGURE_NOTEBOOKS["{figure}"]
-drawn_by = {{"code": code_digest("figure"), "notebook": notebook_digest(notebook)}}
+drawn_by = {{"code": store.figure_code(), "notebook": store.notebook_digest("{figure}")}}
 margin = {{"margin": experiment.profile.margin}}
 write_json(place / "{figure}.json", drawn_by | {{"profile": margin, "runs": origins}})"""
 SHARED = """\
@@ -368,28 +394,45 @@ runs: str = "runs"
 data: str = "rooms"
 root: str = ""
 overrides: dict = {}"""
-STAND_INS = {  # notebook: the run it makes, its own parameters
+STAGES = {  # notebook: the run it makes, its own parameters
     "01_train_dense": ("dense(seed, arm)", 'seed: int = 0\narm: str = "multitask"'),
     "02_prune_iteratively": (
-        "prune(criterion, seed, arm=arm)", 'seed: int = 0\ncriterion: str = "taylor"\narm: str = "iterative"'),
+        "prune(criterion, seed, arm=arm)",
+        'seed: int = 0\ncriterion: str = "taylor"\narm: str = "iterative"',
+    ),
     "03_retrain_from_scratch": (
-        "retrain(criterion, seed, rank, arm)",
-        'seed: int = 0\ncriterion: str = "taylor"\nrank: int = 0\narm: str = "scratch"'),
-    "04_plot_fig1_iterative_pruning": None,
-    "05_plot_fig2_layer_widths": None,
-    "06_plot_fig3_retrained_from_scratch": None,
-    "07_tune_optimizer": None,  # not run: no trials
-    "08_judge_claims": None,
-    "10_measure_speedup": None,
+        "retrain(criterion, seed, level, arm)",
+        'seed: int = 0\ncriterion: str = "taylor"\nlevel: int = 0\narm: str = "scratch"',
+    ),
 }
-FIGURE_OF = {"08_judge_claims": "fig5_claims", "10_measure_speedup": "fig4_speedup"}
+FIGURES = {  # notebook: the figure it draws, the runs that it shows
+    "04_plot_fig1_iterative_pruning": ("fig1_iterative_pruning", "pruned"),
+    "05_plot_fig2_layer_widths": ("fig2_layer_widths", "pruned"),
+    "06_plot_fig3_retrained_from_scratch": ("fig3_retrained_from_scratch", "paper"),
+    "08_judge_claims": ("fig5_claims", "all"),
+    "10_measure_speedup": ("fig4_speedup", "pruned"),
+}
 # Eight jobs: dense, prune, retrain, five figures.
 OVERRIDES = {"seeds": 1, "criteria": ["taylor"], "controls.seeds": 0, "tuning.trials": 0}
 CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it
+ANYTHING = """\
+class Anything:
+    def __init__(self, *given):
+        self.width_list = []
+
+
+def __getattr__(name):
+    return Anything
+"""
 STUBS = {  # the copy needs no torch, which takes seconds to import
-    "criteria.py": 'CRITERIA = dict.fromkeys(("taylor", "cosprune", "random"))',
-    "pruning.py": "def check_sizes(*arguments):\n    pass",
-    "models.py": "VGG16_WIDTHS = (64,) * 13\nclass Architecture:\n    def __init__(self, *fields):\n        pass",
+    **dict.fromkeys(
+        ("core/iterative", "core/model", "core/evaluation", "core/data", "stages/_training"),
+        ANYTHING
+    ),
+    "core/trainer": ANYTHING,
+    "core/task": f"{ANYTHING}\n\ndef channels(tasks):\n    return {{}}\n",
+    "stages/tune": 'ARMS = TABLES = SETTINGS = ()\nNOTEBOOK = "07_tune_optimizer"\n',
+    "datasets/rooms": 'def tasks(root):\n    return []\n\n\ndef digest(root):\n    return "data"\n',
 }
 
 
@@ -397,23 +440,21 @@ STUBS = {  # the copy needs no torch, which takes seconds to import
 def finished_repository(tmp_path_factory):
     """A copy in which the batch has run once, and what it said."""
     repository = tmp_path_factory.mktemp("finished") / "repository"
-    shutil.copytree(batch.PROJECT / "mtprune_utils", repository / "mtprune_utils",
+    shutil.copytree(PROJECT / "mtprune_utils", repository / "mtprune_utils",
                     ignore=shutil.ignore_patterns("rooms_v*", "__pycache__"))
     for name, stub in STUBS.items():
-        (repository / "mtprune_utils" / name).write_text(stub)
-    shutil.copy(batch.PROJECT / "Snakefile", repository)
-    for split in ("train", "test"):  # runs are named by the data's hash, whatever the data
-        file = repository / "mtprune_utils" / "data" / "rooms_v1" / f"{split}.parquet"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(b"a stand-in")
-    for name, stage in STAND_INS.items():
+        (repository / "mtprune_utils" / f"{name}.py").write_text(stub)
+    shutil.copy(PROJECT / "Snakefile", repository)
+    for name, (run, own) in STAGES.items():
         path = repository / "notebooks" / f"{name}.ipynb"
-        if stage:
-            write_notebook(path, STAGE_CELL.format(run=stage[0]), parameters=f"{SHARED}\n{stage[1]}")
-        else:
-            code = FIGURE_CELL.format(figure=FIGURE_OF.get(name, name.partition("_plot_")[2]))
-            write_notebook(path, code, parameters=f'{SHARED}\nfigures: str = "figures"')
-    result = launch(repository)
+        write_notebook(path, STAGE_CELL.format(run=run), parameters=f"{SHARED}\n{own}")
+    for name, (figure, needs) in FIGURES.items():
+        path = repository / "notebooks" / f"{name}.ipynb"
+        about = {"figures": [figure], "needs": needs}
+        code = FIGURE_CELL.format(figure=figure, needs=needs)
+        own = f'{SHARED}\nfigures: str = "figures"'
+        write_notebook(path, code, parameters=own, mtprune=about)
+    result = finish_batch(repository)
     assert result.returncode == 0, result.stdout
     return repository, result.stdout
 
@@ -425,14 +466,17 @@ def repository(finished_repository, tmp_path):
 
 def launcher(repository, environment=None, **overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
-    command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke", "--overrides", overrides]
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
+        "--overrides", overrides,
+    ]
     environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels', too
     return subprocess.Popen(
         command, cwd=repository, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def launch(repository, environment=None, **overrides):
+def finish_batch(repository, environment=None, **overrides):
     process = launcher(repository, environment, **overrides)
     output = process.communicate()[0]
     return subprocess.CompletedProcess([], process.returncode, output)
@@ -441,10 +485,10 @@ def launch(repository, environment=None, **overrides):
 REOPEN = """
 import json, sys
 from pathlib import Path
-from mtprune_utils import batch
+from mtprune_utils.run import launch
 from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", "runs", json.loads(sys.argv[1]))
-batch.reopen_outdated(experiment, Path("figures", experiment.label))
+launch.reopen_outdated(experiment, Path("figures", experiment.label))
 """
 
 
@@ -454,10 +498,12 @@ def stale(repository, **overrides):
     reopen = [sys.executable, "-c", REOPEN, json.dumps(config["overrides"])]
     subprocess.run(reopen, cwd=repository, check=True)
     (repository / "dry.json").write_text(json.dumps(config))
-    command = [*batch.snakemake_command(2, "dry.json"), "--dry-run"]
+    command = [*launch.snakemake_command(2, "dry.json"), "--dry-run"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    rows = re.findall(r"^(dense|prune|retrain|figure)\s+(\d+)$", result.stdout + result.stderr, re.MULTILINE)
+    rows = re.findall(
+        r"^(dense|prune|retrain|figure)\s+(\d+)$", result.stdout + result.stderr, re.MULTILINE
+    )
     return {stage: int(count) for stage, count in rows}
 
 
@@ -471,9 +517,13 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
     repository, output = finished_repository
     assert "8 jobs to do, 0 finished earlier" in output
     assert re.search(r"\[1/8\] dense seed 0 multitask  done in \d+ s   \(elapsed", output)
-    assert re.search(r"\[\d/8\] retrain taylor seed 0 rank 0 scratch  done in", output)
-    assert "figures/smoke-custom/fig1_iterative_pruning.png" in output and str(repository) not in output
-    for figure in ("fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch", "fig4_speedup", "fig5_claims"):
+    assert re.search(r"\[\d/8\] retrain taylor seed 0 level 0 scratch  done in", output)
+    assert "figures/smoke-custom/fig1_iterative_pruning.png" in output
+    assert str(repository) not in output
+    for figure in (
+        "fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch",
+        "fig4_speedup", "fig5_claims",
+    ):
         suffixes = {file.suffix for file in repository.glob(f"figures/smoke-custom/{figure}.*")}
         assert suffixes == {".png", ".pdf", ".csv", ".json"}
         assert (repository / f"runs/smoke/figures/{figure}.ipynb").exists()
@@ -489,7 +539,7 @@ def test_a_batch_needs_no_user_name_no_home_no_locale_and_no_plain_path(reposito
     named = ("USER", "LOGNAME", "LNAME", "USERNAME", "XDG_", "SNAKEMAKE_")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(named)}
     environment |= {"HOME": "/dev/null", "LC_ALL": "C", "SNAKEMAKE_PROFILE": "theirs"}
-    result = launch(odd, environment, **CHANGE)
+    result = finish_batch(odd, environment, **CHANGE)
     assert result.returncode == 0, result.stdout
     assert "3 jobs to do, 5 finished earlier" in result.stdout
 
@@ -506,8 +556,8 @@ def test_snakemake_by_hand_refuses_what_the_launcher_refuses(repository, setting
 
 
 def test_comments_outputs_and_unused_numbers_redo_nothing(repository):
-    edit(repository / "mtprune_utils/runs.py", '"""', '# a comment\n"""')
-    edit(repository / "mtprune_utils/training.py", '"""', '# a comment\n"""')
+    edit(repository / "mtprune_utils/study/grid.py", '"""', '# a comment\n"""')
+    edit(repository / "mtprune_utils/stages/retrain.py", '"""', '# a comment\n"""')
     path = repository / "notebooks/01_train_dense.ipynb"
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[0].execution_count = 5
@@ -530,10 +580,10 @@ def test_changes_redo_what_depends_on_them_and_no_more(repository):
     assert stale(repository) == {}
     edit(figure, "place = ", "place  = ")
     assert stale(repository) == {"figure": 1}
-    with (repository / "mtprune_utils/plots.py").open("a") as file:
+    with (repository / "mtprune_utils/study/figures.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == {"figure": 5}
-    with (repository / "mtprune_utils/training.py").open("a") as file:
+    with (repository / "mtprune_utils/stages/_training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     assert stale(repository) == everything
 
@@ -552,7 +602,7 @@ def test_times_and_what_was_made_elsewhere_decide_nothing_by_themselves(reposito
 
 
 def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(repository):
-    with (repository / "mtprune_utils/training.py").open("a") as file:
+    with (repository / "mtprune_utils/stages/_training.py").open("a") as file:
         file.write("\nCHANGED = True\n")
     markers = list(repository.glob("runs/smoke/*/*/done.json"))
     before = [path.read_text() for path in markers]
@@ -564,7 +614,7 @@ def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(
     ways = ("`make vouch PROFILE=smoke`", "`make figures PROFILE=smoke` makes all again")
     assert all(way in said for way in ways)
     assert [path.read_text() for path in markers] == before
-    result = launch(repository)
+    result = finish_batch(repository)
     assert result.returncode == 0
     (line,) = (line for line in result.stdout.splitlines() if "3 of 3 runs are outdated" in line)
     old = {json.loads(text)["code"] for text in before}
@@ -572,15 +622,15 @@ def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(
     assert any(code in line for code in old) and any(code in line for code in now) and not old & now
 
 
-CHANGE = {"retrain.lr": 0.5}  # three jobs: the re-training, the figure and the table that show it
-
-
 def test_failure_is_told_and_what_is_finished_is_kept(repository):
     (repository / "broken").touch()
-    result = launch(repository, **CHANGE)
+    result = finish_batch(repository, **CHANGE)
     assert result.returncode != 0
     assert "FAILED after" in result.stdout and "trying once more" in result.stdout
-    reason = "retrain taylor seed 0 rank 0 scratch: 03_retrain_from_scratch.ipynb: cell 3: ValueError: a broken stage"
+    reason = (
+        "retrain taylor seed 0 level 0 scratch: 03_retrain_from_scratch.ipynb: cell 3: "
+        "ValueError: a broken stage"
+    )
     assert f"1 job failed:\n  {reason}\n" in result.stdout
     failed = re.search(r"runs/smoke/retrain/\S+/notebook.failed.ipynb", result.stdout)[0]
     assert "a broken stage" in (repository / failed).read_text()
@@ -588,15 +638,18 @@ def test_failure_is_told_and_what_is_finished_is_kept(repository):
     assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 2}
 
 
-@pytest.mark.parametrize("signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    "signum, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
 def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     (repository / "pid").unlink()
     (repository / "slow").touch()
     process = launcher(repository, **CHANGE)
     wait_for(lambda: (repository / "pid").exists() and (repository / "pid").read_text())
-    second = launch(repository)
+    second = finish_batch(repository)
     assert second.returncode != 0
-    assert second.stdout.strip() == f"profile 'smoke' is already being run there, by process {process.pid}: wait for it or end it"
+    held = f"profile 'smoke' is already being run there, by process {process.pid}"
+    assert second.stdout.strip() == f"{held}: wait for it or end it"
     process.send_signal(signum)
     assert process.wait(timeout=100) == code
     wait_for(lambda: not alive((repository / "pid").read_text()))
@@ -604,16 +657,17 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
         assert stale(repository, **CHANGE) == {"retrain": 1, "figure": 2}
         return
     (repository / "slow").unlink()
-    result = launch(repository, **CHANGE)
+    result = finish_batch(repository, **CHANGE)
     assert result.returncode == 0
     assert "3 jobs to do, 5 finished earlier" in result.stdout
 
 
 def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
-    for notebook in set(repository.glob("notebooks/*.ipynb")) - {repository / "notebooks/01_train_dense.ipynb"}:
+    kept = repository / "notebooks/01_train_dense.ipynb"
+    for notebook in set(repository.glob("notebooks/*.ipynb")) - {kept}:
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
-    command = [sys.executable, "-m", "mtprune_utils.batch", "refresh"]
+    command = [sys.executable, "-m", "mtprune_utils.run.launch", "refresh"]
     own = os.environ | {"PYTHONPATH": str(repository)}
     subprocess.run(command, cwd=repository, check=True, env=own)
     notebook = nbformat.read(repository / "notebooks/01_train_dense.ipynb", as_version=4)

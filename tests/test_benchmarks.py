@@ -9,7 +9,9 @@ import torch
 from mtprune_utils.files import PROJECT
 from mtprune_utils.study.profiles import get_profile
 
-SMOKE = {"train_images": None, "batch_size": 4, "prune.prune_interval": 2, "prune.filters_per_step": 200}
+SMOKE = {
+    "train_images": None, "batch_size": 4, "prune.prune_interval": 2, "prune.filters_per_step": 200,
+}
 
 
 @pytest.fixture
@@ -26,7 +28,8 @@ def test_a_run_is_timed_removal_by_removal(benchmark):
     table = throughput.timed_run(case, "cosprune", 1e9, lambda rows: written.append(len(rows)))
     assert written == list(range(1, len(table) + 1))
     assert table["removal"].tolist() == list(range(len(table))) and len(table) >= 3
-    assert table["filters"].is_monotonic_decreasing and table["filters"].iloc[-1] == 13 * case.profile.prune.min_filters
+    assert table["filters"].is_monotonic_decreasing
+    assert table["filters"].iloc[-1] == 13 * case.profile.prune.min_filters
     assert (table[["steps_per_second", "evaluation_seconds"]] > 0).all(axis=None)
     others = (case.profile.prune.prune_interval - 1) / table["steps_per_second"]
     seconds = table["first_step_seconds"] + others
@@ -40,7 +43,10 @@ def test_the_peak_is_measured_in_either_way(benchmark):
 
 
 def test_operations_of_a_step_are_those_of_its_passes(benchmark):
-    """Forward once; backward through the backbone once per task: two products of the forward pass's size each."""
+    """Forward once; backward through the backbone once per task.
+
+    The latter is two products of the forward pass's size each.
+    """
     throughput = benchmark("throughput")
     case = throughput.Case(get_profile("smoke", SMOKE))
     model = throughput.build(case.architecture, 0)
@@ -50,7 +56,8 @@ def test_operations_of_a_step_are_those_of_its_passes(benchmark):
         backbone = counter.get_total_flops()
     tasks = len(case.dataset.tasks)
     counted = throughput.step_flops(case, case.architecture, "cosprune")
-    assert (1 + 2 * tasks) * backbone * 0.9 < counted < (1 + 2 * tasks) * backbone * 1.6  # heads and scores beside it
+    # Heads and scores come beside it.
+    assert (1 + 2 * tasks) * backbone * 0.9 < counted < (1 + 2 * tasks) * backbone * 1.6
     assert throughput.step_flops(case, case.architecture, "taylor") < 0.6 * counted
 
 
@@ -67,9 +74,12 @@ def test_the_step_by_hand_does_the_work_of_a_scored_one(benchmark, batched):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("ratios", "--rounds 0"), ("throughput", "--profile smok"), ("throughput", "--criterion tailor"), ("scores", "--seeds 0"),
+    ("ratios", "--rounds 0"), ("throughput", "--profile smok"),
+    ("throughput", "--criterion tailor"), ("scores", "--seeds 0"),
 ])
-def test_wrong_input_is_refused_before_anything_is_measured(benchmark, monkeypatch, capsys, name, words):
+def test_wrong_input_is_refused_before_anything_is_measured(
+    benchmark, monkeypatch, capsys, name, words
+):
     monkeypatch.setattr("sys.argv", [name, *words.split()])
     with pytest.raises(SystemExit):
         benchmark(name).main()
@@ -77,4 +87,6 @@ def test_wrong_input_is_refused_before_anything_is_measured(benchmark, monkeypat
 
 
 def trainer_of(step):
-    return next(cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "optimizer"))
+    return next(
+        cell.cell_contents for cell in step.__closure__ if hasattr(cell.cell_contents, "optimizer")
+    )

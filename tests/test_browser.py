@@ -8,7 +8,9 @@ import sys
 import nbformat
 import pytest
 from selenium import webdriver
-from selenium.common.exceptions import ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException
+from selenium.common.exceptions import (
+    ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException,
+)
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
@@ -23,11 +25,16 @@ def browser(tmp_path):
     if not (CHROMIUM and DRIVER):
         if os.environ.get("CI"):
             pytest.fail("chromium and chromedriver are missing, which .ci/run installs")
-        pytest.skip("needs chromium and chromedriver (Debian: apt install chromium chromium-driver)")
+        pytest.skip(
+            "needs chromium and chromedriver (Debian: apt install chromium chromium-driver)"
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     profile = f"--user-data-dir={tmp_path / 'browser'}"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000", profile):
+    for argument in (
+        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000",
+        profile,
+    ):
         options.add_argument(argument)
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
     yield driver
@@ -36,9 +43,14 @@ def browser(tmp_path):
 
 @pytest.fixture
 def lab(tmp_path):
-    """JupyterLab over a copy of the first notebook, whose runs go into a folder of the test. Returns the notebook and its address."""
+    """JupyterLab over a copy of the first notebook, whose runs go into a folder of the test.
+
+    Returns the notebook and its address.
+    """
     notebook = nbformat.read(PROJECT / "notebooks" / "01_train_dense.ipynb", as_version=4)
-    (parameters,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+    (parameters,) = (
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    )
     assert '"runs"' in parameters.source
     parameters.source = parameters.source.replace('"runs"', json.dumps(str(tmp_path / "runs")))
     for cell in notebook.cells:
@@ -55,18 +67,26 @@ def lab(tmp_path):
 def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
     notebook, address = lab
     browser.get(address)
-    redrawn = (NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException)
+    redrawn = (
+        NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException,
+    )
     patient = WebDriverWait(browser, 120, ignored_exceptions=redrawn)
 
     def click(selector: str, text: str) -> None:
         def clicked(_):
-            item = next((item for item in browser.find_elements(By.CSS_SELECTOR, selector) if text in item.text), None)
+            items = browser.find_elements(By.CSS_SELECTOR, selector)
+            item = next((item for item in items if text in item.text), None)
             return item and (item.click() or True)
         patient.until(clicked)
 
     patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))
     kernel = ".jp-Notebook-ExecutionIndicator"
-    patient.until(lambda _: browser.find_element(By.CSS_SELECTOR, kernel).get_attribute("data-status") in ("idle", "Idle"))
+
+    def idle(_) -> bool:
+        indicator = browser.find_element(By.CSS_SELECTOR, kernel)
+        return indicator.get_attribute("data-status") in ("idle", "Idle")
+
+    patient.until(idle)
     click(".lm-MenuBar-itemLabel", "Run")
     click(".lm-Menu-itemLabel", "Run All Cells")
     last = ".jp-Notebook .jp-CodeCell:last-of-type .jp-RenderedHTMLCommon table"
@@ -75,5 +95,7 @@ def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
         return browser.find_element(By.CSS_SELECTOR, last).get_attribute("textContent")
 
     assert "position prior" in patient.until(table)
-    assert not browser.find_elements(By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]')
+    assert not browser.find_elements(
+        By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]'
+    )
     assert list(notebook.parents[1].glob("runs/smoke/dense/*/done.json"))

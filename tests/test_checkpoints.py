@@ -17,7 +17,8 @@ from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.study.execute import execute
 
 PROFILE = Profile(
-    "tiny", image_height=32, crop=32, scale=(0.75, 1.0), batch_size=8, backbone="vgg16_bn", stride=8, head_width=8,
+    "tiny", image_height=32, crop=32, scale=(0.75, 1.0), batch_size=8, backbone="vgg16_bn",
+    stride=8, head_width=8,
     dense=Optimization(steps=9, evaluations=3), sizes=(0.7,),
     prune=Pruning(lr=1e-3, prune_interval=3, filters_per_step=25, cosine_batches=2),
 )
@@ -44,7 +45,9 @@ def with_dropout(architecture):
 def dense(architecture, dataset, checkpoints):
     torch.manual_seed(5)
     model = build(architecture, 0)
-    curve = trainer.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
+    curve = trainer.train(
+        model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints
+    )
     return curve, model
 
 
@@ -54,20 +57,27 @@ def pruned(criterion):
         model = build(architecture, 0)
         results = iterative.prune_iteratively(
             model, dataset, PROFILE, PROFILE.prune, criterion, 0,
-            measure=lambda model: evaluation.evaluate_with_recalibrated_bn(model, dataset, dataset.test, PROFILE), checkpoints=checkpoints,
+            measure=lambda model: evaluation.evaluate_with_recalibrated_bn(
+                model, dataset, dataset.test, PROFILE
+            ),
+            checkpoints=checkpoints,
         )
         return results, model
 
     return run
 
 
-RUNS = {"dense": dense, **{criterion: pruned(criterion) for criterion in ("taylor", "cosprune", "random")}}
+RUNS = {
+    "dense": dense,
+    **{criterion: pruned(criterion) for criterion in ("taylor", "cosprune", "random")},
+}
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
 def test_a_run_interrupted_anywhere_ends_with_the_same_bits(run, with_dropout, dataset, tmp_path):
     results, model = run(with_dropout, dataset, None)
-    stops = [0, 1, 4, 5, 8] if run is dense else [0, 2, 3, 7, 11, 14]  # within phases and at their edges
+    # Within phases and at their edges.
+    stops = [0, 1, 4, 5, 8] if run is dense else [0, 2, 3, 7, 11, 14]
     for stop in stops:
         with pytest.raises(Interrupted, match=f"after step {stop}, whose state is kept"):
             run(with_dropout, dataset, StopsAfter(tmp_path / "run", {stop}))
@@ -77,7 +87,10 @@ def test_a_run_interrupted_anywhere_ends_with_the_same_bits(run, with_dropout, d
     assert last.said == [f"going on after step {stops[-1]}"]
     assert repr(again) == repr(results)  # nan equals nan
     assert resumed.architecture == model.architecture
-    assert all(torch.equal(a, b) for a, b in zip(resumed.state_dict().values(), model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(resumed.state_dict().values(), model.state_dict().values(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("part", ["weights", "optimizer", "order", "random numbers", "scores"])
@@ -91,11 +104,16 @@ def test_each_part_of_the_state_matters(part, with_dropout, dataset, tmp_path, m
     def forgetful(self, state):
         torch.rand(3)
         fresh = self.state()
-        keys = {"weights": ["model"], "optimizer": ["optimizer"], "order": ["generator", "batches"], "random numbers": ["random"]}
+        keys = {
+            "weights": ["model"], "optimizer": ["optimizer"], "order": ["generator", "batches"],
+            "random numbers": ["random"],
+        }
         restore(self, state | {key: fresh[key] for key in keys.get(part, [])})
 
     monkeypatch.setattr(trainer.Trainer, "restore", forgetful)
-    monkeypatch.setattr(Scores, "restore", lambda self, state: None if part == "scores" else score(self, state))
+    monkeypatch.setattr(
+        Scores, "restore", lambda self, state: None if part == "scores" else score(self, state)
+    )
     again, _ = pruned("taylor")(with_dropout, dataset, StopsAfter(tmp_path))
     assert repr(again) != repr(results)
 
@@ -110,7 +128,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(with_dropout, dataset,
     newer.write_bytes(content)
     checkpoints = StopsAfter(tmp_path)
     again, _ = dense(with_dropout, dataset, checkpoints)
-    assert checkpoints.said == [f"{newer.name} is damaged: going back to the checkpoint before it", "going on after step 5"]
+    assert checkpoints.said == [
+        f"{newer.name} is damaged: going back to the checkpoint before it", "going on after step 5",
+    ]
     assert again == results
 
 
@@ -127,7 +147,8 @@ def test_a_checkpoint_of_other_code_or_another_part_is_dropped(tmp_path):
         StopsAfter(tmp_path, code="old").keep(3, lambda: {"a": 1})
         other = StopsAfter(tmp_path, code=code)
         other.part = part
-        assert other.load() is None and "left by other code, another kind of machine or another part" in other.said[0]
+        assert other.load() is None
+        assert "left by other code, another kind of machine or another part" in other.said[0]
         assert not list(tmp_path.iterdir()), "or it would outlast those with a lower step"
 
 
@@ -177,7 +198,9 @@ def test_two_checkpoints_are_kept_and_the_time_adds_up(tmp_path):
     checkpoints = StopsAfter(tmp_path)
     for step in range(5):
         checkpoints.keep(step, dict)
-    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == ["step000000003", "step000000004"]
+    assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == [
+        "step000000003", "step000000004",
+    ]
     later = StopsAfter(tmp_path)
     later.load()
     assert later.elapsed >= later._earlier > 0 and later.step == 4
@@ -188,12 +211,14 @@ def test_two_checkpoints_are_kept_and_the_time_adds_up(tmp_path):
 def test_a_state_is_a_tree_whose_strides_survive(tmp_path):
     image = torch.rand(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
     state = {
-        "numbers": [1, 2.5, math.inf, None, True, "text"], 3: {"scalar": torch.tensor(7.0), "empty": torch.empty(0)},
+        "numbers": [1, 2.5, math.inf, None, True, "text"],
+        3: {"scalar": torch.tensor(7.0), "empty": torch.empty(0)},
         "image": image, "plain": torch.rand(2, 3, 4, 5), "none": {}, "words": torch.tensor([2**60]),
     }
     (tmp_path / "state").write_bytes(pack(state))
     back = unpack(tmp_path / "state")
-    assert back["numbers"] == state["numbers"] and back["none"] == {} and back["words"].item() == 2**60
+    assert back["numbers"] == state["numbers"] and back["none"] == {}
+    assert back["words"].item() == 2**60
     assert back[3]["scalar"].shape == () and back[3]["empty"].shape == (0,)
     for name in ("image", "plain"):
         assert torch.equal(back[name], state[name]) and back[name].stride() == state[name].stride()
@@ -228,6 +253,11 @@ def test_a_broken_state_is_never_kept(with_dropout, dataset, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trainer, "task_losses", breaks)
-        with pytest.raises(trainer.Diverged, match="the loss of depth is nan at step 5: lower the learning rate"):
-            trainer.train(model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None, checkpoints=checkpoints)
+        with pytest.raises(
+            trainer.Diverged, match="the loss of depth is nan at step 5: lower the learning rate"
+        ):
+            trainer.train(
+                model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None,
+                checkpoints=checkpoints,
+            )
     assert StopsAfter(tmp_path).load()["trainer"]["step"] == 4

@@ -1,4 +1,4 @@
-"""The claims on made-up result tables in which the answers are planted, and the tables themselves."""
+"""The claims on made-up result tables in which answers are planted, and the tables themselves."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ import test_runs
 import readme
 from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
 from mtprune_utils.stages import retrain
+from mtprune_utils.stages._training import at_level
 from mtprune_utils.study import claims, statistics, tables
 from mtprune_utils.study.execute import execute, restore_weights
 from mtprune_utils.study.figures import fig5_claims, fig6_training_curves
@@ -19,40 +20,61 @@ from mtprune_utils.study.profiles import get_profile
 
 SEEDS = range(5)
 TASKS = ("segmentation", "depth", "normals")
-ENDPOINTS = {"segmentation": "segmentation.miou", "depth": "depth.relative_error", "normals": "normals.mean_angle"}
-PRIOR, DENSE = {"segmentation": 0.1, "depth": 0.4, "normals": 40.0}, {"segmentation": 0.5, "depth": 0.2, "normals": 20.0}
+ENDPOINTS = {
+    "segmentation": "segmentation.miou", "depth": "depth.relative_error",
+    "normals": "normals.mean_angle",
+}
+PRIOR, DENSE = (
+    {"segmentation": 0.1, "depth": 0.4, "normals": 40.0},
+    {"segmentation": 0.5, "depth": 0.2, "normals": 20.0},
+)
 SIZES = (30_000, 10_000)
 
 
 def metrics(kept, noise):
     """Metrics of a network that keeps so much of the gap: of every task, or {task: so much}."""
     shares = kept if isinstance(kept, dict) else dict.fromkeys(TASKS, kept)
-    return {ENDPOINTS[task]: PRIOR[task] + (shares[task] + noise) * (DENSE[task] - PRIOR[task]) for task in TASKS}
+    return {
+        ENDPOINTS[task]: PRIOR[task] + (shares[task] + noise) * (DENSE[task] - PRIOR[task])
+        for task in TASKS
+    }
 
 
 def made_up(kept) -> dict[str, pd.DataFrame]:
-    """Tables in which arms keep what `kept(stage, arm, criterion, level)` says, with small noise by seed."""
+    """Tables in which arms keep what `kept(stage, arm, criterion, level)` says.
+
+    Small noise by seed comes on top.
+    """
     noise = np.random.default_rng(0).normal(0, 0.01, 5)
     noise -= noise.mean()
-    names = ("dense_evaluations", "dense_trivial", "dense_curve", "prune_evaluations", "retrain_evaluations",
-             "retrain_curve")
+    names = (
+        "dense_evaluations", "dense_trivial", "dense_curve", "prune_evaluations",
+        "retrain_evaluations", "retrain_curve",
+    )
     rows = {name: [] for name in names}
     for seed in SEEDS:
         for arm in ("multitask", *TASKS):
             cell = {"criterion": None, "seed": seed, "level": None, "arm": arm}
             size = {"parameters": 100_000, "macs": 10**6, "widths": "64 64"}
-            rows["dense_evaluations"].append({**cell, **size, **metrics(kept("dense", arm, None, None), 0)})
+            rows["dense_evaluations"].append({
+                **cell, **size, **metrics(kept("dense", arm, None, None), 0),
+            })
         cell["arm"] = "multitask"
         rows["dense_trivial"].append({**cell, "predictor": "position prior", **metrics(0, 0)})
         rows["dense_curve"] += [{**cell, "step": step, **metrics(1, 0)} for step in (1, 2)]
         for arm in ("iterative", "cosine_rate", "geometric"):
             for criterion in ("taylor", "cosprune", "random"):
-                for removal, (level, parameters) in enumerate([(None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000)]):
+                for removal, (level, parameters) in enumerate([
+                    (None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000),
+                ]):
                     share = 1.0 if level is None else kept("prune", arm, criterion, level)
                     rows["prune_evaluations"].append({
-                        "criterion": criterion, "seed": seed, "level": None, "arm": arm, "removal": removal, "phase": "recovered",
-                        "target_level": level if level in (0, 1) else None, "step": 100 * removal, "macs": 10 * parameters,
-                        "parameters": parameters, "widths": f"{criterion} {parameters}", **metrics(share, noise[seed]),
+                        "criterion": criterion, "seed": seed, "level": None, "arm": arm,
+                        "removal": removal, "phase": "recovered",
+                        "target_level": level if level in (0, 1) else None, "step": 100 * removal,
+                        "macs": 10 * parameters,
+                        "parameters": parameters, "widths": f"{criterion} {parameters}",
+                        **metrics(share, noise[seed]),
                     })
         for arm in ("scratch", "scratch_longer", "finetune"):
             for criterion in ("taylor", "cosprune", "random", "uniform"):
@@ -61,17 +83,24 @@ def made_up(kept) -> dict[str, pd.DataFrame]:
                     found = {"parameters": parameters, "macs": 10 * parameters, "steps": 100_000,
                              "widths": f"{criterion} {parameters}"}
                     share = kept("retrain", arm, criterion, level)
-                    rows["retrain_evaluations"].append({**cell, **found, **metrics(share, noise[-seed])})
+                    rows["retrain_evaluations"].append({
+                        **cell, **found, **metrics(share, noise[-seed]),
+                    })
                     for step in (1, 2):
                         rows["retrain_curve"].append({**cell, "step": step, **metrics(share, 0)})
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 
-SETTINGS = {"seeds": 5, "controls.seeds": 5, "controls.levels": [0, 1], "sizes": [0.3, 0.1], "tuning.trials": 16}
+SETTINGS = {
+    "seeds": 5, "controls.seeds": 5, "controls.levels": [0, 1], "sizes": [0.3, 0.1],
+    "tuning.trials": 16,
+}
 
 
 def evidence(kept, **overrides) -> claims.Evidence:
-    profile = get_profile("quick", SETTINGS | {"controls.schedules_of": ["taylor", "cosprune"]} | overrides)
+    profile = get_profile(
+        "quick", SETTINGS | {"controls.schedules_of": ["taylor", "cosprune"]} | overrides
+    )
     return claims.Evidence(Experiment(profile), made_up(kept))
 
 
@@ -116,7 +145,10 @@ def test_what_the_paper_says_is_agreed_with_where_the_tables_say_so():
 @pytest.mark.parametrize("claim, outcome, condition, share", [
     ("2", "different", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.4),
     ("2 literal", "differs", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.75),
-    ("2 longer", "different", lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"), 0.5),
+    (
+        "2 longer", "different", lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"),
+        0.5,
+    ),
     ("2 finetune", "different", lambda stage, arm, c, r: (arm, c) == ("finetune", "taylor"), 0.2),
     ("2i", "different", lambda stage, arm, c, r: (stage, c) == ("prune", "taylor"), 0.2),
     ("3", "above half", lambda stage, arm, c, r: (arm, r) == ("iterative", 2), 0.8),
@@ -125,7 +157,9 @@ def test_what_the_paper_says_is_agreed_with_where_the_tables_say_so():
     ("4 finetune", "worse", lambda stage, arm, c, r: arm == "finetune", 0.95),
     ("4 longer", "mixed", lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"), 0.3),
 ])
-def test_each_claim_is_disagreed_with_where_the_tables_say_otherwise(claim, outcome, condition, share):
+def test_each_claim_is_disagreed_with_where_the_tables_say_otherwise(
+    claim, outcome, condition, share
+):
     found = verdicts(changed(condition, share)).loc[claim]
     assert (found["outcome"], found["paper"]) == (outcome, "disagrees")
 
@@ -133,12 +167,17 @@ def test_each_claim_is_disagreed_with_where_the_tables_say_otherwise(claim, outc
 @pytest.mark.parametrize("claim, outcome, condition, share", [
     ("1 strict", "worse", lambda stage, arm, c, r: stage == "dense" and arm != "multitask", 1.3),
     ("2 vs uniform", "different", lambda stage, arm, c, r: c == "uniform", 0.99),
-    ("2 vs random", "equivalent", lambda stage, arm, c, r: (stage, c) == ("retrain", "random"), 0.8),
+    (
+        "2 vs random", "equivalent", lambda stage, arm, c, r: (stage, c) == ("retrain", "random"),
+        0.8,
+    ),
     ("2i vs random", "different", lambda stage, arm, c, r: (stage, c) == ("prune", "random"), 0.95),
     ("3 geometric", "above half", lambda stage, arm, c, r: (arm, r) == ("geometric", 2), 0.8),
     ("3 cosine_rate", "above half", lambda stage, arm, c, r: (arm, r) == ("cosine_rate", 2), 0.8),
 ])
-def test_what_the_paper_does_not_claim_has_an_outcome_and_no_verdict(claim, outcome, condition, share):
+def test_what_the_paper_does_not_claim_has_an_outcome_and_no_verdict(
+    claim, outcome, condition, share
+):
     found = verdicts(changed(condition, share)).loc[claim]
     assert (found["outcome"], found["paper"]) == (outcome, "not claimed")
 
@@ -158,8 +197,10 @@ def test_opposite_effects_at_two_sizes_are_called_even_nowhere(tmp_path):
     for claim in ("2", "2 longer", "2 finetune", "2i"):
         row = found.loc[claim]
         assert (row["outcome"], row["paper"]) == ("different", "disagrees"), claim
-        assert row["lowest_size"] == "30%" and row["lowest_estimate"] == pytest.approx(-0.2, abs=0.01)
-        assert row["highest_size"] == "10%" and row["highest_estimate"] == pytest.approx(0.2, abs=0.01)
+        assert row["lowest_size"] == "30%"
+        assert row["lowest_estimate"] == pytest.approx(-0.2, abs=0.01)
+        assert row["highest_size"] == "10%"
+        assert row["highest_estimate"] == pytest.approx(0.2, abs=0.01)
         assert "From -0.20" in row["says"] and "to +0.20" in row["says"]
         assert row["cells"].count("different") == 6
     assert found.loc["2 literal", "outcome"] == found.loc["2i literal", "outcome"] == "differs"
@@ -239,18 +280,23 @@ def test_re_trained_networks_of_other_macs_are_left_out_and_that_is_said():
 
 def test_claim_1_is_about_what_is_saved_and_says_at_which_price():
     def better_singles(stage, arm, criterion, level):
-        return 1.3 if stage == "dense" and arm in TASKS else as_the_paper_says(stage, arm, criterion, level)
+        if stage == "dense" and arm in TASKS:
+            return 1.3
+        return as_the_paper_says(stage, arm, criterion, level)
 
     found = verdicts(better_singles)
     row = found.loc["1"]
     assert (row["outcome"], row["paper"]) == ("saves", "agrees")
-    assert row["says"].startswith("67% of the parameters and 67% of the MACs saved against 3 full-size")
+    assert row["says"].startswith(
+        "67% of the parameters and 67% of the MACs saved against 3 full-size"
+    )
     change = (0.5 - 0.62) / 0.62  # mIoU of 0.62 where single-task networks keep 1.3 of the gap
     assert f"to {change:+.1%} (segmentation)" in row["says"], "an average shows its extremes"
     strict = found.loc["1 strict"]
     assert strict["note"] == "those take 3.0 times the parameters and 3.0 times the MACs"
     of = evidence(better_singles)
-    of.tables["dense_evaluations"].loc[of.tables["dense_evaluations"]["arm"] == "multitask", "macs"] *= 4
+    dense = of.tables["dense_evaluations"]
+    dense.loc[dense["arm"] == "multitask", "macs"] *= 4
     assert claims.savings(claims.premise(of))["paper"] == "disagrees"
 
 
@@ -280,14 +326,17 @@ def paper_on(claim, kept=as_the_paper_says, **tables):
 def test_unfinished_re_training_cannot_block_better_but_blocks_worse():
     def curve(kept):
         improving = made_up(kept)["retrain_curve"]
-        improving.loc[improving["step"] == 1, "depth.relative_error"] += 0.05  # a quarter of the gap
+        # A quarter of the gap.
+        improving.loc[improving["step"] == 1, "depth.relative_error"] += 0.05
         return improving
 
     outcome, paper, note = paper_on("4", retrain_curve=curve(as_the_paper_says))
     assert (outcome, paper) == ("better", "agrees")
 
     def behind(stage, arm, criterion, level):
-        return 0.95 if arm == "iterative" and level in (0, 1) else as_the_paper_says(stage, arm, criterion, level)
+        if arm == "iterative" and level in (0, 1):
+            return 0.95
+        return as_the_paper_says(stage, arm, criterion, level)
 
     assert paper_on("4", behind)[:2] == ("worse", "disagrees")
     outcome, paper, note = paper_on("4", behind, retrain_curve=curve(behind))
@@ -359,7 +408,8 @@ def test_the_decisive_contrast_tells_the_steps_in_all_of_both_sides():
 def test_claim_2_is_about_tuned_networks_and_says_what_decides_it():
     untuned = verdicts(as_the_paper_says, **{"tuning.trials": 0})
     for claim in ("2", "2 literal", "2i", "2i literal"):
-        assert untuned.loc[claim, "paper"] == "cannot say" and "not tuned" in untuned.loc[claim, "note"]
+        assert untuned.loc[claim, "paper"] == "cannot say"
+        assert "not tuned" in untuned.loc[claim, "note"]
         assert untuned.loc[claim, "decided_by"] == "make study"
     assert untuned.loc["3", "decided_by"] == "", "it agrees"
     real = Experiment(get_profile("fashion"), "multifashion", "somewhere")
@@ -454,7 +504,9 @@ def test_equal_arms_with_independent_noise_are_seldom_told_apart():
 
 
 def test_the_collapse_table_counts_seeds_and_censors():
-    found = claims.collapses(evidence(as_the_paper_says)).set_index(["criterion", "schedule", "task"])
+    found = claims.collapses(evidence(as_the_paper_says)).set_index([
+        "criterion", "schedule", "task",
+    ])
     assert (found["seeds"] == 5).all()
     assert found.loc[("taylor", "geometric", "depth"), "collapsed"] == 5
     assert found.loc[("random", "iterative", "depth"), "median_parameters"] == SIZES[1] + 50
@@ -491,9 +543,11 @@ def finished(tmp_path_factory):
 def test_the_tables_hold_every_run(finished):
     experiment, figures, tables = finished
     assert len(experiment.runs()) == 3
-    assert set(tables["prune_evaluations"]["criterion"]) == {"taylor"} and len(tables["retrain_evaluations"]) == 1
+    assert set(tables["prune_evaluations"]["criterion"]) == {"taylor"}
+    assert len(tables["retrain_evaluations"]) == 1
     assert tables["prune_evaluations"]["target_level"].notna().sum() == 1
-    records = [json.loads(line) for line in (figures / "smoke-custom/results/runs.jsonl").read_text().splitlines()]
+    stored = (figures / "smoke-custom/results/runs.jsonl").read_text()
+    records = [json.loads(line) for line in stored.splitlines()]
     assert [record["name"] for record in records] == [run.name for run in experiment.runs()]
     assert all(record["files"]["provenance.json"]["commit"] for record in records)
 
@@ -506,19 +560,23 @@ def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_
         assert again.done and not again.path("model.safetensors").exists()
         for file in again.folder.iterdir():
             if file.name == "done.json":  # it knows of no weights
-                assert read_json(file)["files"].items() <= read_json(run.path(file.name))["files"].items()
+                all_files = read_json(run.path(file.name))["files"]
+                assert read_json(file)["files"].items() <= all_files.items()
             else:
                 assert file.read_bytes() == run.path(file.name).read_bytes()
     before = {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()}
     tables.collect(elsewhere, figures)
-    assert {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()} == before
+    after = {file.name: file.read_bytes() for file in (figures / "smoke-custom/results").iterdir()}
+    assert after == before
 
 
-def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_own(finished, tmp_path):
+def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_own(
+    finished, tmp_path
+):
     experiment, figures, _ = finished
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY)
-    run, source = elsewhere.prune("taylor", 0), experiment.prune("taylor", 0).path("model.safetensors")
-    write_atomically(run.path("model.safetensors"), source.read_bytes() + b" ")
+    run, source = elsewhere.prune("taylor", 0), experiment.prune("taylor", 0).path(at_level(0))
+    write_atomically(run.path(at_level(0)), source.read_bytes() + b" ")
     write_atomically(elsewhere.dense(0).path("checkpoints/step000000001-0.safetensors"), b"")
     tables.restore(elsewhere, figures)
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
@@ -526,7 +584,7 @@ def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_ow
     restore_weights(elsewhere.retrain("taylor", 0, 0, "finetune"))
     assert run.content == before, "or all that was made from it would count as out of date"
     files = read_json(run.path("done.json"))["files"]
-    assert files["model.safetensors"] == checksum(source) == checksum(run.path("model.safetensors"))
+    assert files[at_level(0)] == checksum(source) == checksum(run.path(at_level(0)))
     assert not list((tmp_path / "runs" / "repeated").iterdir())
 
 
@@ -542,7 +600,9 @@ def test_a_run_whose_weights_are_gone_is_repeated_for_them(finished, tmp_path):
 
 def test_rows_of_runs_that_are_not_of_the_grid_any_more_are_dropped(finished, tmp_path):
     figures = shutil.copytree(finished[1], tmp_path / "figures")
-    other = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), TINY | {"retrain.lr": 0.5})
+    other = Experiment.open(
+        "smoke", "rooms", "", str(tmp_path / "runs"), TINY | {"retrain.lr": 0.5}
+    )
     assert tables.restore(other, figures) == 2
     assert tables.collect(other, figures)["retrain_evaluations"].empty
     nothing = Experiment.open("smoke", "rooms", "", str(tmp_path / "nothing"), TINY)

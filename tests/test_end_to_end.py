@@ -1,4 +1,4 @@
-"""`make figures` in small: the smoke batch in a temporary folder, and what its figures' tables must hold."""
+"""`make figures` in small: the smoke batch in a temporary folder, and its figures' tables."""
 
 import json
 import re
@@ -8,8 +8,8 @@ import sys
 import pandas as pd
 import pytest
 
-from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS
 from mtprune_utils.files import PROJECT
+from mtprune_utils.study import store
 
 
 @pytest.fixture(scope="module")
@@ -18,9 +18,13 @@ def batch(tmp_path_factory):
     place = tmp_path_factory.mktemp("batch")
 
     def run(*more):
-        command = [sys.executable, "-m", "mtprune_utils.batch", "figures", "--profile", "smoke"]
+        command = [
+            sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
+        ]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
-        return subprocess.run([*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=900)
+        return subprocess.run(
+            [*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=900
+        )
 
     first = run()
     assert first.returncode == 0, first.stdout + first.stderr
@@ -29,11 +33,12 @@ def batch(tmp_path_factory):
 
 def test_every_figure_has_data_and_provenance(batch):
     place, _ = batch
-    for name in FIGURE_NOTEBOOKS:
+    for name in store.figure_notebooks():
         for kind in ("png", "pdf", "csv", "json"):
             assert (place / "figures" / "smoke" / f"{name}.{kind}").stat().st_size > 0
         origin = json.loads((place / "figures" / "smoke" / f"{name}.json").read_text())
-        assert origin["profile"]["name"] == "smoke" and origin["seeds"][:2] == ([0] if name == "fig4_speedup" else [0, 1])
+        assert origin["profile"]["name"] == "smoke"
+        assert origin["seeds"][:2] == ([0] if name == "fig4_speedup" else [0, 1])
         assert {"commit", "dirty", "code", "python", "packages", "runs"} <= set(origin)
         assert all(len(run["data_digest"]) == 16 for run in origin["runs"].values())
 
@@ -46,8 +51,11 @@ def test_figure_1_compares_both_criteria_from_the_dense_network_to_the_floor(bat
     curves = table[table["kind"] == "curve"]
     filters = curves[curves["size"] == "filters"].groupby(["criterion", "metric"])["x"]
     assert filters.min().round(6).eq(65).all() and filters.max().round(6).eq(272).all()
-    dense = curves.sort_values("x").groupby(["size", "metric", "criterion"])["mean"].last().unstack("criterion")
-    assert (dense["taylor"] - dense["cosprune"]).abs().max() < 1e-9, "both start from the same dense weights"
+    means = curves.sort_values("x").groupby(["size", "metric", "criterion"])["mean"]
+    dense = means.last().unstack("criterion")
+    assert (dense["taylor"] - dense["cosprune"]).abs().max() < 1e-9, (
+        "both start from the same dense weights"
+    )
     shares = table[table["metric"] == "segmentation.pixel_accuracy"]["mean"]
     assert shares.between(0, 1).all()
 
@@ -57,7 +65,8 @@ def test_figure_2_starts_whole_and_ends_at_the_floor(batch):
     assert set(table["layer"]) == set(range(13))
     assert (table[table["filters"] == 272]["share"] == 1).all()
     last = table[table["filters"] == 65].sort_values(["criterion", "layer"])
-    assert last.groupby("criterion")["share"].apply(list).map(lambda s: s[0] == 5 / 8 and s[-1] == 5 / 32).all()
+    shares = last.groupby("criterion")["share"].apply(list)
+    assert shares.map(lambda s: s[0] == 5 / 8 and s[-1] == 5 / 32).all()
     assert table["cosine"].between(-0.5, 1).all() and table["dead_share"].between(0, 1).all()
 
 
@@ -71,11 +80,15 @@ def test_figure_3_has_both_arms_at_the_same_sizes(batch):
 
 def test_figure_4_compares_every_network_with_the_dense_one(batch):
     table = pd.read_csv(batch[0] / "figures" / "smoke" / "fig4_speedup.csv")
-    assert set(table["criterion"]) == {"taylor", "cosprune"} and set(table["network"]) == {"found", "rounded up"}
-    assert {("cpu", "PyTorch"), ("cpu", "ONNX Runtime")} <= set(zip(table["device"], table["runtime"]))
+    assert set(table["criterion"]) == {"taylor", "cosprune"}
+    assert set(table["network"]) == {"found", "rounded up"}
+    assert {("cpu", "PyTorch"), ("cpu", "ONNX Runtime")} <= set(
+        zip(table["device"], table["runtime"])
+    )
     assert set(table["batch"]) == {1, 16} and (table[["theoretical", "speedup"]] > 0).all(axis=None)
     floor = table[table["filters"] == 65]
-    assert (floor["widths"] == " ".join(["5"] * 13)).all() and floor["theoretical"].round(2).eq(4.28).all()
+    assert (floor["widths"] == " ".join(["5"] * 13)).all()
+    assert floor["theoretical"].round(2).eq(4.28).all()
 
 
 def test_pruning_and_retraining_agree_on_the_architecture(batch):
@@ -100,25 +113,37 @@ def judged(figures):
 def test_every_claim_is_judged_cell_by_cell(batch):
     table, cells = judged(batch[0] / "figures")
     assert list(table.index[:2]) == ["1", "1 strict"]
-    assert {"2", "2 literal", "2i", "2 vs uniform", "3", "4", "4 compute", "4 longer"} <= set(table.index)
+    some = {"2", "2 literal", "2i", "2 vs uniform", "3", "4", "4 compute", "4 longer"}
+    assert some <= set(table.index)
     assert set(table["paper"]) <= {"agrees", "disagrees", "cannot say", "not claimed"}
     tasks = {"segmentation", "depth", "normals"}
     for claim in ("2", "2i", "4"):
         mine = cells[cells["claim"] == claim]
-        assert set(mine["task"]) == tasks and mine.groupby(["criterion", "size"])["task"].apply(set).eq(tasks).all()
+        assert set(mine["task"]) == tasks
+        assert mine.groupby(["criterion", "size"])["task"].apply(set).eq(tasks).all()
         assert len(mine) == table.loc[claim, "cells"].count("[") > 0
-    premise = pd.read_csv(batch[0] / "figures" / "smoke" / "table2_premise.csv").set_index("quantity")
-    assert premise.loc["networks"].tolist()[:2] == [1, 3] and premise.loc["parameters", "single-task"] > 119_320
+    premise = pd.read_csv(batch[0] / "figures" / "smoke" / "table2_premise.csv")
+    premise = premise.set_index("quantity")
+    assert premise.loc["networks"].tolist()[:2] == [1, 3]
+    assert premise.loc["parameters", "single-task"] > 119_320
 
 
 def test_one_criterion_alone_is_judged_too(batch):
     """Nothing is compared with another criterion, and nothing fails for want of one."""
     place, _ = batch
     alone = {"criteria": ["taylor"], "seeds": 1, "controls.seeds": 0}
-    parameters = {"runs": str(place / "runs"), "figures": str(place / "alone"), "overrides": json.dumps(alone)}
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/08_judge_claims.ipynb"]
+    parameters = {
+        "runs": str(place / "runs"), "figures": str(place / "alone"),
+        "overrides": json.dumps(alone),
+    }
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook",
+        "notebooks/08_judge_claims.ipynb",
+    ]
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    result = subprocess.run([*command, str(place / "alone.ipynb"), *given], cwd=PROJECT, capture_output=True, text=True)
+    result = subprocess.run(
+        [*command, str(place / "alone.ipynb"), *given], cwd=PROJECT, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     table, _ = judged(place / "alone")
     assert "2" not in table.index and table.loc["4", "seeds"] == 1
@@ -141,4 +166,5 @@ def test_a_batch_goes_on_from_the_tables_alone(batch):
     again = run("--restore")
     assert again.returncode == 0 and "37 finished runs laid out" in again.stdout, again.stdout
     assert not re.search(r"\] (dense|tune|prune|retrain) .* started", again.stdout), "no training"
-    assert len((place / "figures" / "smoke" / "timings.csv").read_text().splitlines()) == len(timings.splitlines())
+    timed = (place / "figures" / "smoke" / "timings.csv").read_text()
+    assert len(timed.splitlines()) == len(timings.splitlines())

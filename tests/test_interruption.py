@@ -1,6 +1,7 @@
-"""Real processes killed at random moments: what is finished stays, the rest goes on to the same tables and weights.
+"""Real processes killed at random moments: what is finished stays, the rest goes on.
 
-`make stress` kills more often (MTPRUNE_KILLS), at moments drawn from a seed of its own (MTPRUNE_KILL_SEED).
+It ends with the same tables and weights. `make stress` kills more often (MTPRUNE_KILLS), at moments
+drawn from a seed of its own (MTPRUNE_KILL_SEED).
 """
 
 import contextlib
@@ -15,23 +16,26 @@ from pathlib import Path
 
 import pytest
 
-from mtprune_utils import stages, training
 from mtprune_utils.core.checkpoints import Interrupted
-from mtprune_utils.files import PROJECT
-from mtprune_utils.files import UNFINISHED
+from mtprune_utils.files import PROJECT, UNFINISHED
+from mtprune_utils.stages import dense
+from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 
 KILLS = int(os.environ.get("MTPRUNE_KILLS", 3))
 SEED = int(os.environ.get("MTPRUNE_KILL_SEED", time.time_ns() % 10**6))
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dropout": 0.2, "dense.steps": 30, "dense.evaluations": 3,
-    "retrain.steps": 30, "retrain.evaluations": 3, "prune.prune_interval": 8, "prune.filters_per_step": 110, "prune.cosine_batches": 2,
+    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dropout": 0.2,
+    "dense.steps": 30, "dense.evaluations": 3,
+    "retrain.steps": 30, "retrain.evaluations": 3, "prune.prune_interval": 8,
+    "prune.filters_per_step": 110, "prune.cosine_batches": 2,
     "tuning.trials": 2, "checkpoint_seconds": 0.0,
 }
-LONG = TINY | {"dense.steps": 100_000}  # for what must meet the process in the middle of its first run
+# For what must meet the process in the middle of its first run.
+LONG = TINY | {"dense.steps": 100_000}
 EXECUTE = """
 import json, sys
-from mtprune_utils import stages
+from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", sys.argv[1], json.loads(sys.argv[2]))
 execute(experiment.retrain("cosprune", 0, 0, "finetune"))
@@ -63,17 +67,28 @@ def wait_for_a_checkpoint(process: subprocess.Popen, folder: Path) -> Path:
 def results(folder: Path) -> dict[str, bytes]:
     """Every table, network and found setting under a folder."""
     assert not checkpoints(folder), "a finished run keeps no checkpoints"
-    kept = [path for path in files(folder) if path.suffix in (".csv", ".safetensors") or path.name == "best.json"]
+    kept = [
+        path
+        for path in files(folder)
+        if path.suffix in (".csv", ".safetensors") or path.name == "best.json"
+    ]
     return {str(path.relative_to(folder)): path.read_bytes() for path in kept}
 
 
 def files(folder: Path) -> list[Path]:
-    """Every file under a folder that a process is at work in: unlike `rglob`, no error if a folder goes meanwhile."""
+    """Every file under a folder that a process is at work in.
+
+    Unlike `rglob`, no error if a folder goes meanwhile.
+    """
     return [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
 
 
 def being_written(folder: Path) -> list[Path]:
-    return [path for path in files(folder) if path.name.startswith(".") and path.name.endswith(UNFINISHED)]
+    return [
+        path
+        for path in files(folder)
+        if path.name.startswith(".") and path.name.endswith(UNFINISHED)
+    ]
 
 
 def finished(folder: Path) -> set[Path]:
@@ -87,7 +102,9 @@ def checkpoints(folder: Path) -> list[Path]:
 def kill_somewhere(process: subprocess.Popen, folder: Path, draw: random.Random) -> str | None:
     """Kill a process at a random moment of its work; says how, or None if it has ended before."""
     earlier = set(being_written(folder))
-    while process.poll() is None and not any(path.parent.name == "checkpoints" for path in set(being_written(folder)) - earlier):
+    while process.poll() is None and not any(
+        path.parent.name == "checkpoints" for path in set(being_written(folder)) - earlier
+    ):
         if draw.random() < 0.0005:  # while it reads data, measures, or writes its results
             break
         time.sleep(0.001)
@@ -100,7 +117,9 @@ def kill_somewhere(process: subprocess.Popen, folder: Path, draw: random.Random)
         return None
     process.kill()
     process.communicate()
-    return f"{pause:.2f} s after work began" + (", in a write" if set(being_written(folder)) - earlier else "")
+    return f"{pause:.2f} s after work began" + (
+        ", in a write" if set(being_written(folder)) - earlier else ""
+    )
 
 
 def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
@@ -126,7 +145,8 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
                 kills.append(how)
                 hit |= {path.parents[2].name for path in checkpoints(killed)}
                 assert before <= finished(killed), "what is finished stays finished"
-                print(f"kill {len(kills)}/{KILLS}, {how}; {len(finished(killed))} of {runs} runs are finished")
+                done = f"{len(finished(killed))} of {runs} runs are finished"
+                print(f"kill {len(kills)}/{KILLS}, {how}; {done}")
                 process = start(killed)
         said, _ = process.communicate()
         assert process.returncode == 0, said
@@ -135,7 +155,9 @@ def test_runs_killed_at_random_end_as_if_nothing_had_happened(tmp_path):
         assert [name for name in expected if found[name] != expected[name]] == []
         assert not being_written(killed)
     in_writes = sum("in a write" in how for how in kills)
-    print(f"{in_writes} of {len(kills)} kills fell into a write; unfinished were then {sorted(hit)}")
+    print(
+        f"{in_writes} of {len(kills)} kills fell into a write; unfinished were then {sorted(hit)}"
+    )
     if KILLS >= 20:
         assert in_writes and hit == {"dense", "tune", "prune", "retrain"}
 
@@ -146,20 +168,25 @@ def test_a_run_that_is_asked_to_end_says_where_it_goes_on(tmp_path, signum):
         wait_for_a_checkpoint(process, tmp_path)
         process.send_signal(signum)
         said, _ = process.communicate(timeout=60)
-    assert process.returncode == 1 and "whose state is kept: run it again to go on" in said.splitlines()[-1]
+    assert process.returncode == 1
+    assert "whose state is kept: run it again to go on" in said.splitlines()[-1]
     assert not finished(tmp_path) and checkpoints(tmp_path)
 
 
 def test_a_stop_after_the_last_checkpoint_still_ends_the_chain(tmp_path, monkeypatch):
-    run = Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"tuning.trials": 0}).prune("taylor", 0)
-    trivial = training.trivial_predictors
+    run = Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"tuning.trials": 0}).prune(
+        "taylor", 0
+    )
+    trivial = dense.trivial_predictors
 
     def asked(*arguments):
         os.kill(os.getpid(), signal.SIGTERM)
         return trivial(*arguments)
 
-    monkeypatch.setattr(training, "trivial_predictors", asked)
-    with pytest.raises(Interrupted, match=f"stopped, with dense {run.source.name} finished: run it again to go on"):
+    monkeypatch.setattr(dense, "trivial_predictors", asked)
+    with pytest.raises(
+        Interrupted, match=f"stopped, with dense {run.source.name} finished: run it again to go on"
+    ):
         execute(run, lambda line: None)
     assert run.source.done and not run.folder.exists()
 
@@ -171,15 +198,24 @@ def test_a_second_process_at_the_same_run_is_refused(tmp_path):
         with ended(start(tmp_path, LONG)) as second:
             said, _ = second.communicate(timeout=60)
         assert second.returncode == 1
-        assert f"is already being run there, by process {first.pid}: wait for it or end it" in said.splitlines()[-1]
+        assert (
+            f"is already being run there, by process {first.pid}: wait for it or end it"
+            in said.splitlines()[-1]
+        )
 
 
 def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_own(tmp_path):
     overrides = json.dumps({"dense.steps": 100_000, "checkpoint_seconds": 2})
     parameters = {"profile": "smoke", "runs": str(tmp_path), "overrides": overrides}
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    command = [sys.executable, "-m", "mtprune_utils.batch", "notebook", "notebooks/01_train_dense.ipynb"]
-    runner = subprocess.Popen([*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable, "-m", "mtprune_utils.run.launch", "notebook",
+        "notebooks/01_train_dense.ipynb",
+    ]
+    runner = subprocess.Popen(
+        [*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE,
+        text=True,
+    )
     with ended(runner):
         first = wait_for_a_checkpoint(runner, tmp_path)
         time.sleep(0.5)  # it is there a moment before the run goes on
@@ -187,7 +223,8 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
         runner.terminate()
         _, said = runner.communicate(timeout=100)
     assert runner.returncode == 128 + signal.SIGTERM
-    assert "01_train_dense.ipynb: stopped. Run it again: it goes on from its last checkpoint, if it has one" in said
+    again = "Run it again: it goes on from its last checkpoint, if it has one"
+    assert f"01_train_dense.ipynb: stopped. {again}" in said
     last = max(first.parent.glob("step*.safetensors"))
     assert not last.name.startswith("step000000000") and last.stat().st_mtime >= asked
     assert not (tmp_path / "out.ipynb").exists()

@@ -1,4 +1,4 @@
-"""What networks cost at inference: the ONNX file, the counts behind the figure, and which networks are measured."""
+"""Costs at inference: the ONNX file, the counts behind the figure, which networks are measured."""
 
 import numpy as np
 import onnx
@@ -19,12 +19,14 @@ SIZE = (40, 32)
 
 
 def lived_in(architecture, seed=0):
-    """A network whose batch norm has statistics to fold, and whose outputs are not all near zero."""
+    """A network with batch norm statistics to fold, and outputs that are not all near zero."""
     model = build(architecture, seed).eval()
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            for tensor in (module.running_mean, module.running_var, module.weight.data, module.bias.data):
+            for tensor in (
+                module.running_mean, module.running_var, module.weight.data, module.bias.data,
+            ):
                 tensor.uniform_(0.5, 1.5, generator=generator)
     for head in model.heads.values():
         for branch in head.branches:
@@ -40,7 +42,9 @@ def exported():
 
 @pytest.fixture(scope="module")
 def measured():
-    return latency.measure(DENSE, [WIDTHS, PRUNED, latency.rounded_up(PRUNED, DENSE, 8)], SIZE, seconds=0.0)
+    return latency.measure(
+        DENSE, [WIDTHS, PRUNED, latency.rounded_up(PRUNED, DENSE, 8)], SIZE, seconds=0.0
+    )
 
 
 # --- ONNX ---
@@ -65,8 +69,11 @@ def test_a_pruned_networks_own_export_is_the_dense_ones_with_its_weights(exporte
     own, exchanged = (onnx.load_from_string(file).graph for file in (
         latency.export_onnx(model, SIZE), latency.with_weights(exported, model)))
     assert list(own.node) == list(exchanged.node) and list(own.output) == list(exchanged.output)
-    assert {weight.name: onnx.numpy_helper.to_array(weight).tolist() for weight in own.initializer} == {
-        weight.name: onnx.numpy_helper.to_array(weight).tolist() for weight in exchanged.initializer}
+    assert {
+        weight.name: onnx.numpy_helper.to_array(weight).tolist() for weight in own.initializer
+    } == {
+        weight.name: onnx.numpy_helper.to_array(weight).tolist() for weight in exchanged.initializer
+    }
 
 
 def test_the_file_tells_nothing_of_this_machine(exported):
@@ -89,7 +96,10 @@ def test_a_perturbed_network_is_refused(exported, scale):
 # --- counts ---
 
 def test_the_mac_ratio_of_the_papers_networks():
-    """The full network, and an architecture that the paper reports: 38.28 and 21.47 GMACs at 321 x 321."""
+    """The full network and an architecture that the paper reports: 38.28 and 21.47 GMACs.
+
+    These are at 321 x 321.
+    """
     full = Architecture({"segmentation": 40, "depth": 1, "normals": 3})
     found = narrow(full, (19, 60, 113, 122, 236, 243, 223, 451, 419, 299, 173, 60, 6))
     macs = [complexity(architecture, (321, 321))["macs"] for architecture in (full, found)]
@@ -111,14 +121,18 @@ RUN = pd.DataFrame({
     "criterion": "taylor",
     "phase": ["dense", "removed", "recovered", "removed", "recovered", "recovered", "recovered"],
     "macs": [1000, 500, 500, 120, 120, 100, 10],
-    "widths": [" ".join(map(str, WIDTHS)), *(" ".join([str(width)] * 13) for width in (7, 7, 6, 6, 5, 3))],
+    "widths": [
+        " ".join(map(str, WIDTHS)), *(" ".join([str(width)] * 13) for width in (7, 7, 6, 6, 5, 3))
+    ],
 })
 
 
 def test_networks_lie_evenly_along_the_run_down_to_its_end():
     assert latency.widths_along(RUN, 2) == [(5,) * 13, (3,) * 13]
     assert latency.widths_along(RUN, 1) == [(3,) * 13]
-    assert latency.widths_along(RUN, 50) == [(7,) * 13, (6,) * 13, (5,) * 13, (3,) * 13], "no more than there are"
+    assert latency.widths_along(RUN, 50) == [(7,) * 13, (6,) * 13, (5,) * 13, (3,) * 13], (
+        "no more than there are"
+    )
 
 
 def test_widths_are_rounded_up_to_a_multiple_but_not_beyond_the_dense_network():
@@ -127,7 +141,8 @@ def test_widths_are_rounded_up_to_a_multiple_but_not_beyond_the_dense_network():
     assert latency.rounded_up((7,) * 13, narrow(DENSE, (12,) * 13), 8) == (8,) * 13
     assert latency.rounded_up((9,) * 13, narrow(DENSE, (12,) * 13), 8) == (12,) * 13
     networks = latency.networks_along(RUN, DENSE, 2, 8)
-    assert networks["network"].tolist() == ["found", "rounded up"] * 2 and networks["size"].tolist() == [0, 0, 1, 1]
+    assert networks["network"].tolist() == ["found", "rounded up"] * 2
+    assert networks["size"].tolist() == [0, 0, 1, 1]
     assert networks["widths"].tolist() == [(5,) * 13, (8,) * 13, (3,) * 13, (8,) * 13]
 
 
@@ -148,7 +163,8 @@ def test_every_network_is_measured_in_both_runtimes_and_batches(measured):
 
 
 def test_ratios_are_to_the_dense_network_in_the_same_setting(measured):
-    known = measured.assign(milliseconds=measured["macs"] / 1000 * measured["batch"])  # as if latency followed MACs
+    # As if latency followed MACs.
+    known = measured.assign(milliseconds=measured["macs"] / 1000 * measured["batch"])
     table = latency.speedups(networks_of("taylor", "cosprune"), known, DENSE)
     assert len(table) == 4 * len(measured) / 3
     np.testing.assert_allclose(table["speedup"], table["theoretical"])
@@ -164,7 +180,9 @@ def test_figure_4_draws_each_setting_and_returns_what_it_drew(measured):
     figure, plotted = fig4_speedup(table)
     titles = [axis.get_title() for axis in figure.axes]
     cpu = f"CPU (threads: {torch.get_num_threads()})"
-    assert {f"{cpu}, PyTorch, batch 1", f"{cpu}, ONNX Runtime, batch 16", "CPU, peak memory, batch 16"} <= set(titles)
+    assert {
+        f"{cpu}, PyTorch, batch 1", f"{cpu}, ONNX Runtime, batch 16", "CPU, peak memory, batch 16",
+    } <= set(titles)
     line = figure.axes[0].get_lines()[1]
     assert line.get_xdata()[0] == line.get_ydata()[0] == 1, "from the dense network on"
     assert plotted["widths"].iloc[0] == " ".join(map(str, PRUNED))

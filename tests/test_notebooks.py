@@ -1,4 +1,4 @@
-"""Hygiene: the committed notebooks hold the outputs of one clean run, and follow the conventions."""
+"""Hygiene: the committed notebooks hold the outputs of one clean run and keep the conventions."""
 
 import ast
 import json
@@ -32,9 +32,15 @@ def test_there_are_notebooks_and_they_are_named_verb_object():
 
 def test_outputs_are_those_of_one_clean_run(notebook):
     nbformat.validate(notebook)
-    assert [cell.execution_count for cell in code_cells(notebook)] == list(range(1, len(code_cells(notebook)) + 1))
-    assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "error"]
-    assert not [o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"]
+    assert [cell.execution_count for cell in code_cells(notebook)] == list(
+        range(1, len(code_cells(notebook)) + 1)
+    )
+    assert not [
+        o for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "error"
+    ]
+    assert not [
+        o for cell in code_cells(notebook) for o in cell.outputs if o.get("name") == "stderr"
+    ]
 
 
 def test_checked_cells_state_a_result(notebook):

@@ -41,8 +41,14 @@ def record(text, **changed):
     ("runs.jsonl", lambda text: record(text, stage="other")),
     ("runs.jsonl", lambda text: record(text, name="../dense")),
     ("runs.jsonl", lambda text: record(text, files={})),
-    ("runs.jsonl", lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"/x.json": {}})),
-    ("runs.jsonl", lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"../x.json": {}})),
+    (
+        "runs.jsonl",
+        lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"/x.json": {}}),
+    ),
+    (
+        "runs.jsonl",
+        lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"../x.json": {}}),
+    ),
     ("dense_curve.csv", lambda text: lines(text)[0]),
     ("dense_curve.csv", lambda text: None),
     ("dense_curve.csv", lambda text: text.replace("run,", "ran,", 1)),
@@ -54,11 +60,15 @@ def record(text, **changed):
     ("dense_evaluations.csv", lambda text: text.rstrip().rsplit(",", 1)[0] + ",abc\n"),
     ("dense_evaluations.csv", lambda text: text.replace("0.", "9.", 1)),
 ])
-def test_tables_that_are_not_as_they_were_collected_are_refused_in_one_line(collected, tmp_path, file, edit):
+def test_tables_that_are_not_as_they_were_collected_are_refused_in_one_line(
+    collected, tmp_path, file, edit
+):
     figures = shutil.copytree(collected, tmp_path / "figures")
     (path,) = figures.glob(f"*/results/{file}")
     text = edit(path.read_text())
-    path.unlink() if text is None else path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.unlink() if text is None else path.write_bytes(
+        text if isinstance(text, bytes) else text.encode()
+    )
     settings = TINY | {"seeds": 2}
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), settings)
     with pytest.raises(ValueError, match=file) as error:

@@ -1,6 +1,7 @@
-"""The committed results of the quick profile: complete, worth looking at, and what the README shows."""
+"""The committed results of the quick profile: complete, worth a look, and what the README shows."""
 
 import ast
+import graphlib
 import json
 import shutil
 import subprocess
@@ -9,12 +10,12 @@ import sys
 import pandas as pd
 import pytest
 
-from mtprune_utils import claims, readme, results
-from mtprune_utils.run.notebook import FIGURE_NOTEBOOKS
-from mtprune_utils.files import PROJECT
+import readme
+from mtprune_utils.files import PACKAGE, PROJECT
+from mtprune_utils.study import claims, store, tables
 from mtprune_utils.study.figures import fig2_layer_widths
-from mtprune_utils.study.profiles import PROFILES
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import PROFILES
 
 FIGURES = PROJECT / "figures" / "quick"
 DOCS = sorted((PROJECT / "docs").glob("*.md"))
@@ -46,46 +47,96 @@ def test_every_link_leads_somewhere(document):
     assert all((place / link).exists() for link in links if not link.startswith("http"))
 
 
-def test_modules_import_only_from_those_before_them():
-    """In the order in which docs/code.md says that data flows; what stands behind it serves the whole."""
-    lines = (PROJECT / "docs" / "code.md").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("`tasks.py` →")]
-    order = [name.strip("`/").removesuffix(".py") for name in line.partition(";")[0].split(" → ")]
-    assert {f"{name}.py" for name in order if name != "data"} <= {path.name for path in (PROJECT / "mtprune_utils").glob("*.py")}
-    for place, module in enumerate(order):
-        files = (PROJECT / "mtprune_utils" / module).glob("*.py") if module == "data" else [PROJECT / "mtprune_utils" / f"{module}.py"]
-        for node in (node for file in files for node in ast.walk(ast.parse(file.read_text()))):
-            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("mtprune_utils"):
-                continue
-            _, _, inner = node.module.partition("mtprune_utils.")
-            for imported in [inner.partition(".")[0]] if inner else [alias.name for alias in node.names]:
-                assert imported == module or imported not in order[place:], f"{module} imports {imported}"
+# Data flows one way. What stands behind the entries' registries is not known to the core, which
+# takes them by name; `files`, `processes` and `registry` serve all.
+ENTRIES = ("tasks", "criteria", "backbones", "datasets", "schedules")
+ORDER = {"core": 0, **dict.fromkeys(ENTRIES, 1), "stages": 2, "study": 3, "run": 4}
+SERVING = {"files", "processes", "registry"}
+BY_NAME = {f"{entries}.__init__" for entries in ENTRIES}  # what looks an entry up
+
+
+def imported(file):
+    """The package's modules that a file imports, as "folder.module"."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mtprune_utils"):
+            inside = node.module.split(".")[1:]
+            for name in node.names:
+                parts = [*inside, name.name]
+                is_module = PACKAGE.joinpath(*parts).with_suffix(".py").exists()
+                is_folder = PACKAGE.joinpath(*parts).is_dir()
+                parts = parts if is_module or is_folder else inside
+                is_folder = PACKAGE.joinpath(*parts).is_dir()
+                yield ".".join([*parts, "__init__"] if is_folder else parts)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(PACKAGE.glob("*/*.py")), ids=lambda f: f"{f.parent.name}/{f.stem}"
+)
+def test_packages_import_only_from_those_before_them(file):
+    own = file.parent.name
+    for module in imported(file):
+        package = module.partition(".")[0]
+        if package in SERVING or module in BY_NAME:
+            continue
+        same_or_before = package == own or ORDER[package] < ORDER[own]
+        assert same_or_before or ORDER[package] == ORDER[own] == 1, f"{file.name} imports {module}"
+
+
+def test_modules_of_a_package_form_no_circle():
+    found = {
+        f"{file.parent.name}.{file.stem}": set(imported(file)) for file in PACKAGE.glob("*/*.py")
+    }
+    graphlib.TopologicalSorter(found).prepare()  # raises CycleError
+
+
+def test_lines_are_at_most_100_columns():
+    long = [
+        f"{file.relative_to(PROJECT)}:{number}"
+        for folder in ("mtprune_utils", "tools", "benchmarks", "tests")
+        for file in sorted((PROJECT / folder).rglob("*.py"))
+        for number, line in enumerate(file.read_text().splitlines(), 1) if len(line) > 100
+    ]
+    assert not long
 
 
 def test_the_training_path_imports_no_more_than_four_packages():
-    heavy = ["torchvision", "pandas", "matplotlib", "seaborn", "scipy", "pyarrow", "PIL", "optuna", "snakemake", "papermill"]
-    code = f"import sys, mtprune_utils.stages; print([name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    heavy = [
+        "torchvision", "pandas", "matplotlib", "seaborn", "scipy", "pyarrow", "PIL", "optuna",
+        "snakemake", "papermill",
+    ]
+    loaded = f"[name for name in {heavy} if name in sys.modules]"
+    code = f"import sys, mtprune_utils.study.execute; print({loaded})"
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True
+    )
     assert found.stdout.strip() == "[]", found.stdout + found.stderr
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURE_NOTEBOOKS if name != "fig7_tuning"])  # quick does not tune
+QUICK = [name for name in store.figure_notebooks() if name != "fig7_tuning"]  # it does not tune
+
+
+@pytest.mark.parametrize("name", QUICK)
 def test_figures_come_from_the_profile_as_it_is_now(name):
-    assert all((FIGURES / f"{name}.{kind}").exists() for kind in ("png", "pdf", "csv", "json"))
+    assert all((FIGURES / f"{name}.{kind}").exists() for kind in store.FIGURE_KINDS)
     origin = json.loads((FIGURES / f"{name}.json").read_text())
-    stages = {used.split("/")[0] for used in origin["runs"]}
-    experiment = Experiment(PROFILES["quick"])
-    grid = experiment.runs() if name in ("fig5_claims", "fig6_training_curves") else experiment.paper_runs()
-    expected = [run for run in grid if run.stage in stages and (run.seed == 0 or name != "fig4_speedup")]
-    assert set(origin["runs"]) == {f"{run.stage}/{run.name}" for run in expected}, "run `make figures`"
+    about = store.about_notebook(store.figure_notebooks()[name])
+    expected = Experiment(PROFILES["quick"]).needed(about["needs"])
+    assert set(origin["runs"]) == {f"{run.stage}/{run.name}" for run in expected}, (
+        "run `make figures`"
+    )
     assert len({run["data_digest"] for run in origin["runs"].values()}) == 1
 
 
 def test_the_dense_network_has_learnt_to_see():
-    """Against the position prior: ten points of accuracy, 30 % of the relative depth error, nine degrees."""
-    table = pd.read_csv(FIGURES / "fig1_iterative_pruning.csv").groupby("metric")[["dense_network", "position_prior"]].first()
+    """Against the position prior.
+
+    By ten points of accuracy, 30 % of the relative depth error, nine degrees.
+    """
+    table = pd.read_csv(FIGURES / "fig1_iterative_pruning.csv").groupby("metric")
+    table = table[["dense_network", "position_prior"]].first()
     accuracy, depth, angle = (
-        table.loc[metric] for metric in ("segmentation.pixel_accuracy", "depth.relative_error", "normals.mean_angle")
+        table.loc[metric]
+        for metric in ("segmentation.pixel_accuracy", "depth.relative_error", "normals.mean_angle")
     )
     assert accuracy["dense_network"] >= accuracy["position_prior"] + 0.10
     assert depth["dense_network"] <= 0.70 * depth["position_prior"]
@@ -93,35 +144,63 @@ def test_the_dense_network_has_learnt_to_see():
 
 
 def test_a_quarter_of_the_filters_is_worse_on_every_task():
-    """Trained alike; or the data could not tell a pruned network from a whole one. By more than both spreads together."""
+    """Trained alike; or the data could not tell a pruned network from a whole one.
+
+    By more than both spreads together.
+    """
     table = pd.read_csv(PROJECT / "benchmarks" / "capacity.csv", index_col=0)
-    assert int(table.loc["filters", "a quarter of the filters"]) == int(table.loc["filters", "dense"]) // 4
+    quarter, dense = (table.loc["filters", name] for name in ("a quarter of the filters", "dense"))
+    assert int(quarter) == int(dense) // 4
     for task in Experiment(PROFILES["quick"]).tasks.values():
         sign = 1 if task.endpoint in task.higher_is_better else -1
-        means, spreads = (table.loc[f"{task.name}.{task.endpoint} {kind}"].astype(float) for kind in ("mean", "std"))
-        assert sign * (means["dense"] - means["a quarter of the filters"]) > spreads.sum(), task.name
+        means, spreads = (
+            table.loc[f"{task.name}.{task.endpoint} {kind}"].astype(float)
+            for kind in ("mean", "std")
+        )
+        assert sign * (means["dense"] - means["a quarter of the filters"]) > spreads.sum(), (
+            task.name
+        )
 
 
 def test_figure_2_is_drawn_where_every_seed_passed():
-    """A seed lands on a size at a number of filters of its own: a mean of one seed among means of all would look like a trend."""
+    """A seed lands on a size at a number of filters of its own.
+
+    A mean of one seed among means of all would look like a trend.
+    """
     table = pd.DataFrame([
-        {"criterion": "taylor", "seed": seed, "removal": removal, "layer": layer, "width": width, "cosine": 0.1, "dead_share": 0}
-        for seed, widths in ((0, (8, 6, 5)), (1, (8, 7, 5))) for removal, width in enumerate(widths) for layer in range(2)
+        {
+            "criterion": "taylor", "seed": seed, "removal": removal, "layer": layer, "width": width,
+            "cosine": 0.1, "dead_share": 0,
+        }
+        for seed, widths in ((0, (8, 6, 5)), (1, (8, 7, 5)))
+        for removal, width in enumerate(widths)
+        for layer in range(2)
     ])
     _, drawn = fig2_layer_widths(table)
     assert sorted(set(drawn["filters"])) == [10, 16]
     assert sorted(set(drawn["share"])) == [5 / 8, 1], "of the dense network's width"
 
 
-TARGETS = {"taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2, "quarter_over_dense": 0.4}
+TARGETS = {
+    "taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2,
+    "quarter_over_dense": 0.4,
+}
 
 
-@pytest.mark.parametrize("table", sorted((PROJECT / "benchmarks" / "results").glob("*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "table", sorted((PROJECT / "benchmarks" / "results").glob("*.csv")), ids=lambda path: path.stem
+)
 def test_measured_ratios_keep_to_their_limits(table):
-    """On every kind of machine that was measured. What a quarter of the MACs pays is held against its limit at the paper's
-    resolution: small networks, and small images beside an optimizer of so many parameters, cost more than their arithmetic."""
+    """On every kind of machine that was measured.
+
+    What a quarter of the MACs pays is held against its limit at the paper's resolution: small
+    networks, and small images beside an optimizer of so many parameters, cost more than their
+    arithmetic.
+    """
     ratios = pd.read_csv(table)
-    ratios = ratios[ratios["name"].ne("quarter_over_dense") | ratios["setting"].str.contains("321 x 321")]
+    ratios = ratios[
+        ratios["name"].ne("quarter_over_dense") | ratios["setting"].str.contains("321 x 321")
+    ]
     limits = ratios["name"].map(TARGETS).dropna()
     assert set(ratios["name"]) >= set(TARGETS)
     assert (ratios.loc[limits.index, "ratio"] <= limits).all()
@@ -133,20 +212,29 @@ def test_half_precision_ranks_filters_alike():
     assert scores["chosen by both, of 100 mean"] > 0.95
 
 
-JUDGED = [path.parent.name for path in sorted((PROJECT / "figures").glob("*/table1_claims.csv")) if path.parent.name in PROFILES]
+JUDGED = [
+    path.parent.name
+    for path in sorted((PROJECT / "figures").glob("*/table1_claims.csv"))
+    if path.parent.name in PROFILES
+]
 
 
 @pytest.mark.parametrize("profile", [name for name in JUDGED if name != "smoke"])
 def test_the_claims_follow_from_the_committed_tables(profile, tmp_path):
     """Judged anew from the result tables alone, every row of Table 1 is the committed one."""
     experiment = Experiment(PROFILES[profile], root=tmp_path / "runs")
-    figures = shutil.copytree(PROJECT / "figures" / profile / "results", tmp_path / profile / "results").parents[1]
-    tables = results.collect(experiment, figures)
+    figures = shutil.copytree(
+        PROJECT / "figures" / profile / "results", tmp_path / profile / "results"
+    ).parents[1]
+    found = tables.collect(experiment, figures)
     for file in (figures / profile / "results").iterdir():
-        assert file.read_bytes() == (PROJECT / "figures" / profile / "results" / file.name).read_bytes(), "rows of other runs"
-    fresh = claims.judge(claims.Evidence(experiment, tables))
+        stored = PROJECT / "figures" / profile / "results" / file.name
+        assert file.read_bytes() == stored.read_bytes(), "rows of other runs"
+    fresh = claims.judge(claims.Evidence(experiment, found))
     for table, name in zip(fresh, ("table1_claims", "table1_cells")):
-        committed = pd.read_csv(PROJECT / "figures" / profile / f"{name}.csv", keep_default_na=False)
+        committed = pd.read_csv(
+            PROJECT / "figures" / profile / f"{name}.csv", keep_default_na=False
+        )
         assert table["claim"].tolist() == committed["claim"].tolist()
         assert table["outcome"].tolist() == committed["outcome"].tolist()
     assert fresh[0]["paper"].tolist() == pd.read_csv(

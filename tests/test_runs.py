@@ -22,8 +22,10 @@ from mtprune_utils.study.grid import Experiment, Run
 from mtprune_utils.study.profiles import PROFILES, get_profile
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3, "dense.evaluations": 1,
-    "retrain.steps": 3, "retrain.evaluations": 1, "prune.prune_interval": 1, "prune.filters_per_step": 110, "tuning.trials": 0,
+    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3,
+    "dense.evaluations": 1,
+    "retrain.steps": 3, "retrain.evaluations": 1, "prune.prune_interval": 1,
+    "prune.filters_per_step": 110, "tuning.trials": 0,
     "prune.cosine_batches": 1,
 }
 
@@ -42,14 +44,20 @@ def test_a_run_is_named_by_every_number_that_its_results_depend_on(tmp_path):
     base, slower = experiment(tmp_path), experiment(tmp_path, **{"prune.lr": 1e-5})
     assert base.dense(0).name == slower.dense(0).name != base.dense(1).name
     assert base.prune("taylor", 0).name != slower.prune("taylor", 0).name
-    assert base.retrain("taylor", 0, 0).name != slower.retrain("taylor", 0, 0).name, "upstream counts"
+    assert base.retrain("taylor", 0, 0).name != slower.retrain("taylor", 0, 0).name, (
+        "upstream counts"
+    )
     more_seeds = experiment(tmp_path, seeds=9)
     assert base.prune("taylor", 0).name == more_seeds.prune("taylor", 0).name
 
 
 def test_both_criteria_of_a_seed_see_the_same_random_numbers(tmp_path):
     base = experiment(tmp_path)
-    assert base.prune("taylor", 0).random_seed == base.prune("cosprune", 0).random_seed != base.prune("taylor", 1).random_seed
+    assert (
+        base.prune("taylor", 0).random_seed
+        == base.prune("cosprune", 0).random_seed
+        != base.prune("taylor", 1).random_seed
+    )
 
 
 def test_other_data_make_another_run(tmp_path):
@@ -73,16 +81,21 @@ def test_the_grid_lists_every_run_once_and_upstream_first():
 
 
 def test_the_repository_is_known_by_its_real_path_behind_a_link_too(tmp_path):
-    """Or paths inside it would not be told from others, and those of this machine would get into notebooks."""
+    """Or paths inside it would not be told from others, and would get into notebooks."""
     (tmp_path / "link").symlink_to(files.PROJECT)
-    spec = importlib.util.spec_from_file_location("linked", tmp_path / "link" / "mtprune_utils" / "files.py")
+    spec = importlib.util.spec_from_file_location(
+        "linked", tmp_path / "link" / "mtprune_utils" / "files.py"
+    )
     linked = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(linked)
     assert linked.PROJECT == files.PROJECT.resolve()
 
 
 def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
-    """Of what they parse differently; the value is Python 3.11's `ast.dump`, by which the committed runs go."""
+    """Of what they parse differently; the value is of Python 3.11's `ast.dump`.
+
+    The committed runs go by that.
+    """
     module = tmp_path / "module.py"
     module.write_text('''class A:
     x: int = 1
@@ -138,18 +151,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_tables_round_trip(tmp_path):
     rows = [{"a": 1, "b": 0.1}, {"a": 2, "b": 1e-30}]
     write_atomically(tmp_path / "t.csv", csv_text(rows).encode())
-    assert [{"a": int(row["a"]), "b": float(row["b"])} for row in read_table(tmp_path / "t.csv")] == rows
+    back = read_table(tmp_path / "t.csv")
+    assert [{"a": int(row["a"]), "b": float(row["b"])} for row in back] == rows
 
 
 def test_a_chain_of_runs_makes_what_it_needs_and_is_not_repeated(tmp_path):
     run = experiment(tmp_path).retrain("cosprune", 0, 0)
     execute(run, report=lambda line: None)
     chain = [run, *run.inputs, *run.inputs[0].inputs]
-    assert [part.stage for part in chain] == ["retrain", "prune", "dense"] and all(part.done for part in chain)
+    assert [part.stage for part in chain] == ["retrain", "prune", "dense"]
+    assert all(part.done for part in chain)
     origin = json.loads(run.path("provenance.json").read_text())
-    assert origin["params"]["seed"] == 0 and origin["code"] == run.code and len(origin["data_digest"]) == 16
+    assert origin["params"]["seed"] == 0 and origin["code"] == run.code
+    assert len(origin["data_digest"]) == 16
     (row,) = read_table(run.path("evaluations.csv"))
-    assert abs(int(row["parameters"]) / int(read_table(chain[2].path("evaluations.csv"))[0]["parameters"]) - 0.4) < 0.03
+    dense = read_table(chain[2].path("evaluations.csv"))[0]
+    assert abs(int(row["parameters"]) / int(dense["parameters"]) - 0.4) < 0.03
     said = []
     execute(run, report=said.append)
     assert said == [f"retrain {run.name}: finished before, nothing to do"]
@@ -278,11 +295,17 @@ def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
     for name in ("one", "two"):
         run = experiment(tmp_path / name).prune("taylor", 0)
         execute(run, report=lambda line: None)
-        tables.append([run.path(file).read_bytes() for file in ("evaluations.csv", "layers.csv", "model.safetensors")])
+        tables.append([
+            run.path(file).read_bytes()
+            for file in ("evaluations.csv", "layers.csv", "model.safetensors")
+        ])
     assert tables[0] == tables[1]
 
 
 def test_a_figure_of_a_larger_profile_says_which_command_makes_its_runs(tmp_path):
     grid = Experiment.open("quick", "rooms", "", str(tmp_path)).runs()
-    with pytest.raises(FileNotFoundError, match=r"(\d+) of \1 runs of quick are missing: run `make figures PROFILE=quick`"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"(\d+) of \1 runs of quick are missing: run `make figures PROFILE=quick`",
+    ):
         execute_missing(grid)

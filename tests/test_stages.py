@@ -16,8 +16,10 @@ from mtprune_utils.study.grid import Experiment
 from mtprune_utils.study.profiles import get_profile
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4, "dense.evaluations": 1,
-    "retrain.steps": 4, "retrain.evaluations": 2, "prune.prune_interval": 1, "prune.filters_per_step": 60, "sizes": [0.6, 0.4],
+    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4,
+    "dense.evaluations": 1,
+    "retrain.steps": 4, "retrain.evaluations": 2, "prune.prune_interval": 1,
+    "prune.filters_per_step": 60, "sizes": [0.6, 0.4],
     "tuning.trials": 3,
 }
 
@@ -44,7 +46,8 @@ def test_a_search_writes_its_history_and_its_best(tuned):
         run = tuned.tune(arm, "taylor", 0)
         rows, best = read_table(run.path("trials.csv")), read_json(run.path("best.json"))
         own = tune.settings(run)
-        assert len(rows) == 3 and float(rows[0]["lr"]) == own.lr and float(rows[0]["weight_decay"]) == own.weight_decay
+        assert len(rows) == 3 and float(rows[0]["lr"]) == own.lr
+        assert float(rows[0]["weight_decay"]) == own.weight_decay
         losses = [float(row["loss"]) for row in rows if row["state"] == "complete"]
         assert best["loss"] == min(losses)
         low, high = tuned.profile.tuning.lr
@@ -68,8 +71,10 @@ def test_a_search_uses_its_own_seed_and_never_the_test_images(tuned, monkeypatch
 
 
 def test_a_gpu_that_is_not_there_is_refused_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match="device is cuda, but torch finds no GPU here: override it with auto or cpu"):
-        execute(Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"device": "cuda"}).dense(0), quiet)
+    base = Experiment.open("smoke", "rooms", "", str(tmp_path), TINY | {"device": "cuda"})
+    expected = "device is cuda, but torch finds no GPU here: override it with auto or cpu"
+    with pytest.raises(ValueError, match=expected):
+        execute(base.dense(0), quiet)
 
 
 def test_how_a_run_is_done_is_no_part_of_its_name(tmp_path):
@@ -87,10 +92,13 @@ def test_switches_of_a_gpu(monkeypatch):
     before = torch.backends.cudnn.benchmark
     try:
         for deterministic in (True, False):
-            _training.set_up(get_profile("paper", {"deterministic": deterministic}), torch.device("cuda"))
+            _training.set_up(
+                get_profile("paper", {"deterministic": deterministic}), torch.device("cuda")
+            )
             assert torch.are_deterministic_algorithms_enabled() is deterministic
             assert torch.backends.cudnn.benchmark is not deterministic
-            assert torch.backends.cudnn.allow_tf32 and torch.get_float32_matmul_precision() == "highest", "scores are float32"
+            assert torch.backends.cudnn.allow_tf32
+            assert torch.get_float32_matmul_precision() == "highest", "scores are float32"
     finally:
         torch.use_deterministic_algorithms(False)
         torch.backends.cudnn.benchmark = before
@@ -117,7 +125,10 @@ def test_an_interrupted_search_ends_as_an_uninterrupted_one(tuned, tmp_path, mon
     run.path("journal.log.lock").symlink_to(run.path("journal.log"))
     execute(run, quiet)
     assert done == ["trial", "interrupted", "trial", "trial"], "the finished trial is not repeated"
-    assert run.path("trials.csv").read_bytes() == tuned.tune("prune", "taylor", 0).path("trials.csv").read_bytes()
+    assert (
+        run.path("trials.csv").read_bytes()
+        == tuned.tune("prune", "taylor", 0).path("trials.csv").read_bytes()
+    )
 
 
 def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monkeypatch):
@@ -134,7 +145,9 @@ def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monk
     execute(base.dense(1000), quiet)
     run = base.tune("prune", "cosprune", 0)
     execute(run, quiet)
-    assert [row["state"] for row in read_table(run.path("trials.csv"))] == ["complete", "pruned", "complete"]
+    assert [row["state"] for row in read_table(run.path("trials.csv"))] == [
+        "complete", "pruned", "complete",
+    ]
     assert read_json(run.path("best.json"))["loss"] == 0.5
 
 
@@ -143,9 +156,12 @@ def test_runs_take_the_settings_that_were_found_best(tuned):
     run = tuned.prune("taylor", 0, level=0)
     settings = prune.settings(run)
     assert (settings.lr, settings.weight_decay) == (best["lr"], best["weight_decay"])
-    assert replace(settings, lr=0.1, weight_decay=0.1) == replace(tuned.profile.prune, lr=0.1, weight_decay=0.1)
+    assert replace(settings, lr=0.1, weight_decay=0.1) == replace(
+        tuned.profile.prune, lr=0.1, weight_decay=0.1
+    )
     scratch, finetune = (tuned.retrain("taylor", 0, 0, arm) for arm in ("scratch", "finetune"))
-    assert scratch.search == tuned.tune("retrain", "taylor", 0) and finetune.search == tuned.tune("finetune", "taylor", 0)
+    assert scratch.search == tuned.tune("retrain", "taylor", 0)
+    assert finetune.search == tuned.tune("finetune", "taylor", 0)
     uniform = tuned.retrain("uniform", 0, 0)
     assert uniform.source is None and uniform.search == tuned.tune("retrain", "uniform", 0)
     with pytest.raises(ValueError, match="unknown arm 'prune'"):
@@ -157,17 +173,23 @@ def test_sizes_share_a_pruning_run_unless_each_is_tuned(tmp_path):
     untuned, tuned = experiment(tmp_path, **{"tuning.trials": 0}), experiment(tmp_path)
     assert untuned.prune("taylor", 0, 0).name == untuned.prune("taylor", 0, 1).name
     assert tuned.prune("taylor", 0, 0).name != tuned.prune("taylor", 0, 1).name
-    assert tuned.prune("taylor", 0).name == tuned.prune("taylor", 0, 1).name, "the last one goes to the floor"
+    assert tuned.prune("taylor", 0).name == tuned.prune("taylor", 0, 1).name, (
+        "the last one goes to the floor"
+    )
 
 
 def test_arms_of_retraining(tmp_path):
     base = experiment(tmp_path, **{"tuning.trials": 0})
-    runs = {arm: base.retrain("taylor", 0, 1, arm) for arm in ("scratch", "scratch_longer", "finetune")}
+    runs = {
+        arm: base.retrain("taylor", 0, 1, arm) for arm in ("scratch", "scratch_longer", "finetune")
+    }
     for run in runs.values():
         execute(run, quiet)
     rows = {arm: read_table(run.path("evaluations.csv"))[0] for arm, run in runs.items()}
     assert len({row["widths"] for row in rows.values()}) == 1
-    assert [rows[arm]["steps"] for arm in rows] == ["4", "6", "4"], "a budget of 1.5 times the steps"
+    assert [rows[arm]["steps"] for arm in rows] == ["4", "6", "4"], (
+        "a budget of 1.5 times the steps"
+    )
     assert float(rows["finetune"]["lr"]) == base.profile.prune.lr != float(rows["scratch"]["lr"])
     kept = _training.network(runs["finetune"].source, _training.at_level(1)).state_dict()
     start = load_model(runs["finetune"].path("model.safetensors")).state_dict()
@@ -177,17 +199,22 @@ def test_arms_of_retraining(tmp_path):
     def distance(state):
         return (state[name] - kept[name]).norm()
 
-    assert distance(start) < 0.2 * distance(other), "fine-tuning starts from the weights that pruning kept"
+    assert distance(start) < 0.2 * distance(other), (
+        "fine-tuning starts from the weights that pruning kept"
+    )
 
 
 def test_equal_compute_counts_multiply_accumulates_of_all_that_came_before(tmp_path):
     base = experiment(tmp_path, **{"tuning.trials": 0, "controls.budget": 100.0})
     run = base.retrain("taylor", 0, 1, "scratch_longer")
     execute(run.source, quiet)
-    rows = [row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] == "recovered"]
+    rows = [
+        row for row in read_table(run.source.path("evaluations.csv")) if row["phase"] == "recovered"
+    ]
     dense = int(read_table(run.source.path("evaluations.csv"))[0]["macs"])
     end = next(i for i, row in enumerate(rows) if row["target_level"] == "1")
-    # Each recovery is one step on the network as it then is. The first minibatches score the dense network.
+    # Each recovery is one step on the network as it then is. The first minibatches score the dense
+    # network.
     spent = 4 * dense + dense + sum(int(row["macs"]) for row in rows[: end + 1])
     assert abs(retrain.equal_compute_steps(run) - spent / int(rows[end]["macs"])) <= 1
 
@@ -197,7 +224,8 @@ def test_single_task_networks_have_one_head_and_see_the_same_images(tmp_path):
     run = base.dense(0, "depth")
     execute(run, quiet)
     assert load_model(run.path("model.safetensors")).architecture.tasks == {"depth": 1}
-    assert {name.split(".")[0] for name in read_table(run.path("evaluations.csv"))[0] if "." in name} == {"depth"}
+    columns = read_table(run.path("evaluations.csv"))[0]
+    assert {name.split(".")[0] for name in columns if "." in name} == {"depth"}
     assert run.random_seed == base.dense(0).random_seed
     with pytest.raises(ValueError, match="unknown arm 'deth': did you mean 'depth'"):
         base.dense(0, "deth")
@@ -207,7 +235,10 @@ def test_controls_change_the_schedule_and_nothing_else():
     base = Experiment.open("study", "rooms", "", "runs")
     paper, constant, geometric = (base.prune("taylor", 0, arm=arm).params["prune"] for arm in
                                   ("iterative", "constant_rate", "geometric"))
-    assert constant == paper | {"lr_schedule": "constant"} and geometric == paper | {"pruning_schedule": "geometric"}
+    assert constant == paper | {"lr_schedule": "constant"}
+    assert geometric == paper | {"pruning_schedule": "geometric"}
     assert paper["lr_schedule"] == "cosine" and paper["pruning_schedule"] == "fixed"
-    assert "cosine_rate" in Experiment.open("quick", "rooms", "", "runs").schedules, "where the profile's own is constant"
+    assert "cosine_rate" in Experiment.open("quick", "rooms", "", "runs").schedules, (
+        "where the profile's own is constant"
+    )
     assert json.dumps(paper)

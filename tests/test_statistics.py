@@ -9,10 +9,13 @@ from mtprune_utils.study import statistics
 
 
 def test_curve_over_seeds_interpolates_in_log_size_over_the_common_range():
-    table = pd.DataFrame({"seed": [0, 0, 0, 1, 1], "size": [1, 10, 100, 100, 1], "y": [0.0, 1.0, 2.0, 4.0, 2.0]})
+    table = pd.DataFrame({
+        "seed": [0, 0, 0, 1, 1], "size": [1, 10, 100, 100, 1], "y": [0.0, 1.0, 2.0, 4.0, 2.0],
+    })
     curve = statistics.curve_over_seeds(table, "size", "y", points=5)
     assert curve["x"].tolist() == pytest.approx([1, 10**0.5, 10, 10**1.5, 100])
-    # Seed 0 is log10(size), seed 1 is 2 + log10(size): the mean lies 1 above the first, 2 apart is an sd of sqrt(2).
+    # Seed 0 is log10(size), seed 1 is 2 + log10(size): the mean lies 1 above the first, 2 apart is
+    # an sd of sqrt(2).
     assert curve["mean"].tolist() == pytest.approx([1, 1.5, 2, 2.5, 3])
     assert curve["sd"].tolist() == pytest.approx([2**0.5] * 5)
     assert (curve["seeds"] == 2).all()
@@ -26,7 +29,9 @@ def test_one_seed_has_no_spread():
 
 
 def test_points_over_seeds_average_both_axes_and_have_students_interval():
-    columns = {"seed": [0, 1, 0, 1], "level": [0, 0, 1, 1], "size": [10, 20, 1, 3], "y": [1.0, 3, 5, 5]}
+    columns = {
+        "seed": [0, 1, 0, 1], "level": [0, 0, 1, 1], "size": [10, 20, 1, 3], "y": [1.0, 3, 5, 5],
+    }
     points = statistics.points_over_seeds(pd.DataFrame(columns), "size", "y", by="level")
     half = scipy.stats.t.ppf(0.975, 1) * 1.0  # sd sqrt(2) over sqrt(2) seeds
     expected = [[0, 15, 2, np.sqrt(2), 2 - half, 2 + half, 2], [1, 2, 5, 0, 5, 5, 2]]
@@ -42,13 +47,15 @@ def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
     assert statistics.value_at(rows, 1020, "y") == 2.0, "within 3 %"
     assert statistics.value_at(rows, 10**3.5, "y") == pytest.approx(3.0)
     assert statistics.value_at(rows, 10**2.25, "y") == pytest.approx(1.25)
-    assert np.isnan(statistics.value_at(rows, 50, "y")) and np.isnan(statistics.value_at(rows, 20_000, "y"))
+    assert np.isnan(statistics.value_at(rows, 50, "y"))
+    assert np.isnan(statistics.value_at(rows, 20_000, "y"))
 
 
 def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
     def run(level, y, target_level):
         return {
-            "criterion": "a", "seed": 0, "arm": "iterative", "level": level, "target_level": target_level,
+            "criterion": "a", "seed": 0, "arm": "iterative", "level": level,
+            "target_level": target_level,
             "parameters": [1000, 300, 100], "widths": ["dense", "mid", "small"], "y": y,
         }
 
@@ -66,7 +73,8 @@ def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
 
 def test_collapse_is_where_less_than_half_stays_less_than_half_and_censored_if_it_does_not():
     table = pd.DataFrame({
-        "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10], "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
+        "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10],
+        "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
         "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
     })
     sizes = statistics.collapse_sizes(table, ["a", "b"])
@@ -81,7 +89,9 @@ def test_collapses_are_ordered_by_seed_and_censored_ones_come_last():
     one = pd.Series({0: 100.0, 1: 50, 2: 50, 3: np.nan, 4: np.nan, 5: 80, 9: 1})
     other = pd.Series({0: 60.0, 1: 50.5, 2: np.nan, 3: 20, 4: np.nan, 5: 40, 8: 1})
     order = statistics.collapse_order(one, other)
-    assert (order["earlier"], order["later"], order["tied"]) == (3, 1, 2), "seeds 8 and 9 have no partner"
+    assert (order["earlier"], order["later"], order["tied"]) == (3, 1, 2), (
+        "seeds 8 and 9 have no partner"
+    )
     assert order["p_sign"] == pytest.approx(scipy.stats.binomtest(3, 4).pvalue)
     assert statistics.collapse_order(other, one)["later"] == 3
     ahead = statistics.collapse_order(pd.Series(np.full(8, 2.0)), pd.Series(np.full(8, 1.0)))
@@ -105,7 +115,8 @@ def test_intervals_are_students_whatever_the_number_of_seeds(seeds):
     assert statistics.p_value(*spread(values)) == pytest.approx(reference.pvalue)
     for level in (0.05, 0.1, 0.05 / 12):
         interval = reference.confidence_interval(1 - level)
-        assert statistics.interval(*spread(values), level) == pytest.approx((interval.low, interval.high))
+        expected = pytest.approx((interval.low, interval.high))
+        assert statistics.interval(*spread(values), level) == expected
     shifted = scipy.stats.ttest_1samp(values, 0.2).pvalue
     assert statistics.p_value(*spread(values), null=0.2) == pytest.approx(shifted)
 
@@ -114,11 +125,14 @@ def test_one_seed_says_nothing_and_equal_values_say_all():
     assert statistics.interval(0.3, np.nan, 1, 0.05) == (-np.inf, np.inf)
     assert statistics.p_value(0.3, np.nan, 1) == 1
     assert statistics.interval(0.25, 0.0, 4, 0.05) == (0.25, 0.25)
-    assert statistics.p_value(0.25, 0.0, 4) == 0 and statistics.p_value(0.25, 0.0, 4, null=0.25) == 1
+    assert statistics.p_value(0.25, 0.0, 4) == 0
+    assert statistics.p_value(0.25, 0.0, 4, null=0.25) == 1
 
 
 def test_holm_levels_are_those_of_the_step_down_procedure():
-    levels = statistics.holm_levels(np.array([[0.03, 0.001, 0.04], [0.02, 0.001, 0.04], [0.3, 0.2, 0.1]]))
+    levels = statistics.holm_levels(
+        np.array([[0.03, 0.001, 0.04], [0.02, 0.001, 0.04], [0.3, 0.2, 0.1]])
+    )
     # In the first row 0.03 is not rejected, so 0.04 is judged like it.
     expected = [[0.05 / 2, 0.05 / 3, 0.05 / 2], [0.025, 0.05 / 3, 0.05], [0.05 / 3] * 3]
     assert levels.tolist() == [pytest.approx(row) for row in expected]
@@ -209,4 +223,6 @@ def test_the_seeds_that_would_decide():
     for seeds, expected in ((enough - 1, "inconclusive"), (enough, "equivalent")):
         cells = statistics.judge_cells(mean, sd, seeds, "two-sided", 0.1)["outcome"]
         assert statistics.judge_all(cells, "two-sided") == expected
-    assert statistics.seeds_to_decide(np.zeros(1), np.ones(1), [6], "ahead", 0.1, {"better"}) is None
+    assert (
+        statistics.seeds_to_decide(np.zeros(1), np.ones(1), [6], "ahead", 0.1, {"better"}) is None
+    )

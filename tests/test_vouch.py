@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from mtprune_utils import files, vouch
+from mtprune_utils import files
+from mtprune_utils.study import vouch
 from mtprune_utils.study.profiles import PROFILES
 from mtprune_utils.study.grid import Experiment
 
@@ -26,12 +27,13 @@ PROFILES["smoke"] = dataclasses.replace(
 """
 MAKE_TABLES = """
 from pathlib import Path
-from mtprune_utils import results, stages
+from mtprune_utils.study import tables
+from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 experiment = Experiment.open("smoke", "rooms", "", "runs")
 for run in experiment.runs():
     execute(run, report=lambda line: None)
-results.collect(experiment, Path("figures"))
+tables.collect(experiment, Path("figures"))
 """
 
 
@@ -62,7 +64,7 @@ def made(tmp_path_factory):
     shutil.copytree(files.PACKAGE, repository / "mtprune_utils", ignore=ignored)
     (repository / "notebooks").mkdir()
     (repository / ".gitignore").write_text("runs\n__pycache__\n")
-    with (repository / "mtprune_utils/profiles.py").open("a") as file:
+    with (repository / "mtprune_utils/study/profiles.py").open("a") as file:
         file.write(TINY)
     subprocess.run(["git", "init", "-q"], cwd=repository, check=True)
     commit(repository)
@@ -89,44 +91,52 @@ def test_a_refactoring_is_vouched_for_and_a_changed_number_is_not(repository, el
         records = repository / "figures/smoke/results/runs.jsonl"
         records.write_text(records.read_text().replace('"cpu ', '"cpu of old, '))
         commit(repository)
-    edit(repository, "mtprune_utils/training.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef")
-    result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
+    edit(
+        repository, "mtprune_utils/core/trainer.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef"
+    )
+    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
     assert result.returncode == 0, result.stderr
     found = {stamp["stage"]: stamp for stamp in stamps(repository)}
     assert list(found) == ["dense", "tune", "prune", "retrain"]
     assert ("this machine" in found["dense"]["compared"]) is elsewhere
     repeated = [name.split("/")[0] for name in found["dense"]["repeated"]]
-    assert sorted(repeated) == ["dense", "prune", "retrain", "tune"]
+    assert sorted(repeated) == ["dense", "prune", "retrain", "tune", "tune"], "two codes tune"
     if not elsewhere:
-        again = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
+        again = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
         assert "nothing to vouch for" in again.stdout
     end = 'if run.arm == "scratch_longer" else '
-    slower = "replace(settings, lr=settings.lr / 2)"
-    edit(repository, "mtprune_utils/stages.py", f"{end}settings", f"{end}{slower}")
-    result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
+    slower = "replace(own, lr=own.lr / 2)"
+    edit(repository, "mtprune_utils/stages/retrain.py", f"{end}own", f"{end}{slower}")
+    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
     assert result.returncode == 1 and result.stderr.count("\n") == 1
-    assert result.stderr.startswith("dense seed")
+    assert result.stderr.startswith("retrain taylor")
     assert "evaluations.csv is not that of" in result.stderr
-    assert len(stamps(repository)) == 4
+    assert len(stamps(repository)) == 5, "of each code of before"
 
 
 def test_only_the_code_that_made_the_tables_is_compared_with(repository):
-    edit(repository, "mtprune_utils/training.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef")
-    result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke", "--base", "HEAD")
-    assert result.returncode == 1 and "not the code and the numbers that made the tables" in result.stderr
-    with (repository / "mtprune_utils/training.py").open("a") as file:
+    edit(
+        repository, "mtprune_utils/core/trainer.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef"
+    )
+    result = python(
+        repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke", "--base", "HEAD"
+    )
+    assert result.returncode == 1
+    assert "not the code and the numbers that made the tables" in result.stderr
+    with (repository / "mtprune_utils/core/trainer.py").open("a") as file:
         file.write("UNCOMMITTED = True\n")
-    result = python(repository, "-m", "mtprune_utils.vouch", "--profile", "smoke")
+    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
     assert result.returncode == 1 and "commit what has changed" in result.stderr
     assert not stamps(repository)
 
 
 def test_every_stage_and_criterion_is_drawn_and_by_chance():
     runs = Experiment(PROFILES["study"]).runs()
-    cells = {(run.stage, run.criterion) for run in runs}
+    cells = {(run.stage, run.criterion, run.code) for run in runs}
     one, same, other = (vouch.draw(runs, seed) for seed in (1, 1, 2))
     assert one == same != other
-    assert [{(run.stage, run.criterion) for run in drawn} for drawn in (one, other)] == [cells] * 2
+    found = [{(run.stage, run.criterion, run.code) for run in drawn} for drawn in (one, other)]
+    assert found == [cells] * 2
     assert len(one) == len(cells)
 
 
@@ -136,6 +146,5 @@ def test_codes_that_are_vouched_for_are_one_code(tmp_path, monkeypatch):
     found = [{"stage": "dense", "from": [old], "to": new} for old, new in stamps.items()]
     files.write_json(tmp_path / "vouched.json", found)
     monkeypatch.setattr(Experiment, "vouched_file", tmp_path / "vouched.json")
-    assert experiment.same_code("dense", "a") == experiment.same_code("dense", "c") == {*"abc"}
-    assert experiment.same_code("dense", "x") == {"x"}
-    assert experiment.same_code("prune", "a") == {"a"}
+    assert experiment.same_code("a") == experiment.same_code("c") == {*"abc"}
+    assert experiment.same_code("x") == {"x"}

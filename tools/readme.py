@@ -31,6 +31,7 @@ NOTEBOOKS = {  # notebook: (item of the paper, parameters of one run)
     "08_judge_claims": ("the claims' verdicts", ""),
     "09_tour_data": ("the data", ""),
     "10_measure_speedup": ("what pruning buys at inference", ""),
+    "11_prune_your_own_model": ("a network of your own", ""),
 }
 CLAIM_PROFILES = ("study", "quick")  # the first one that has runs of all of these decides them
 CLAIMS = {  # the README's rows of Table 1, in the paper's terms
@@ -158,16 +159,52 @@ def speed_table(benchmarks: Path) -> str:
     return _table(("ratio", "setting", "median", "10 % to 90 % of rounds", "machine"), rows)
 
 
+def gpu_tables(benchmarks: Path) -> str:
+    """What `make gpu` has measured, machine by machine: steps, whole runs, rankings, checks."""
+    parts = []
+    for folder in sorted(path.parent for path in benchmarks.glob("*/steps.csv")):
+        steps = pd.read_csv(folder / "steps.csv")
+        steps = steps[(steps["layout"] == "channels-last") & (steps["kernels"] == "tuned")]
+        cell = ["network", "precision"]
+        rates = steps.pivot(index=cell, columns="step", values="steps_per_second")
+        rates = rates.dropna()  # cut short
+        share = steps[steps["step"] == "plain"].set_index(cell)
+        rows = [
+            (*of, *(f"{rate:.0f}" for rate in rates.loc[of]),
+             f"{share.loc[of, 'share_of_matrix_peak']:.0%}")
+            for of in share.index if of in rates.index
+        ]
+        names = [f"{step}, steps/s" for step in rates.columns]
+        steps_table = _table(("network", "precision", *names, "plain, of the peak"), rows)
+        runs = []
+        for path in sorted(folder.glob("run-*.csv")):
+            run = pd.read_csv(path)
+            taken = run[["train_seconds", "removal_seconds", "evaluation_seconds"]].sum().sum()
+            counts = (len(run), run["steps"][0], run["steps_in_full"][0])
+            minutes = (f"{taken / 60:.1f}", f"{run['seconds_in_full'].sum() / 60:.1f}")
+            runs.append((path.stem.removeprefix("run-"), *counts, *minutes))
+        header = ("criterion", "stretches", "steps each", "of", "minutes", "minutes in full")
+        ranked = pd.read_csv(folder / "scores.csv")
+        columns = ["criterion", "comparison", "rank correlation", "chosen by both, of 100"]
+        checks = pd.read_csv(folder / "checks.csv")[["check", "outcome", "detail"]]
+        tables = (steps_table, _table(header, runs), *(
+            _table(tuple(table.columns), list(table.itertuples(index=False)))
+            for table in (ranked[columns], checks)
+        ))
+        parts.append("\n\n".join((f"**{folder.name}**", *tables)))
+    return "\n\n".join(parts)
+
+
 def documents(figures: Path) -> dict[str, str]:
     """{document: its text with every generated part renewed}. figures: of all profiles."""
-    quick = figures / "quick"
+    quick, measured = figures / "quick", PROJECT / "benchmarks" / "results"
     parts = {
         "README.md": {"claims": claims_table(figures), "notebooks": notebook_table(quick)},
         "docs/results.md": {
             **{name: whole_claims_table(figures / folder) for name, folder in RESULTS.items()},
             "results": result_table(quick),
         },
-        "docs/speed.md": {"speed": speed_table(PROJECT / "benchmarks" / "results")},
+        "docs/speed.md": {"speed": speed_table(measured), "gpu": gpu_tables(measured)},
     }
     return {document: _renewed(document, generated) for document, generated in parts.items()}
 

@@ -32,7 +32,11 @@ def torchvision_state(weights, model: nn.Module) -> dict[str, Tensor]:
     source = weights.get_state_dict(check_hash=True, weights_only=True)  # runs no code of the file
     names = [name for name in source if name.startswith("features.")]
     theirs = list(dict.fromkeys(re.sub(r"\.[a-z_]+$", "", name) for name in names))
-    ours = [name for name, module in model.named_modules() if next(module.parameters(False), None) is not None]
+    ours = [
+        name
+        for name, module in model.named_modules()
+        if next(module.parameters(False), None) is not None
+    ]
     return {
         f"{own}.{name.rpartition('.')[2]}": source[name]
         for own, other in zip(ours, theirs, strict=True)

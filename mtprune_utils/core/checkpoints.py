@@ -1,7 +1,8 @@
-"""The state of an unfinished run on disk, from which it goes on to the same bits as if nothing had happened.
+"""The state of an unfinished run on disk, from which it goes on as if nothing had happened.
 
-A checkpoint is one safetensors file: tensors by number, all else as JSON in its header, so that nothing is ever unpickled.
-Its name holds the step and a checksum of its content. The last two are kept; a damaged one gives way to the one before it.
+It ends with the same bits. A checkpoint is one safetensors file: tensors by number, all else as
+JSON in its header, so that nothing is ever unpickled. Its name holds the step and a checksum of its
+content. The last two are kept; a damaged one gives way to the one before it.
 """
 
 import contextlib
@@ -26,7 +27,10 @@ KEPT = 2
 
 
 class Interrupted(RuntimeError):
-    """Somebody asked the run to stop (Ctrl-C, Jupyter's stop button, a batch system's time limit), and it has."""
+    """The run stopped, as it was asked to.
+
+    By Ctrl-C, Jupyter's stop button or a batch system's time limit.
+    """
 
 
 class Checkpoints:
@@ -34,11 +38,14 @@ class Checkpoints:
 
     seconds: how long to go on before the next one. origin: the run's name, and the code, device,
     threads and so on that its bits depend on.
-    report: told which checkpoint is gone on from, and which are not fit for that. A run of several parts (a search of its
-    trials) says in `part` which one it is at. Checkpoints of another origin or part are not gone on from.
+    report: told which checkpoint is gone on from, and which are not fit for that. A run of several
+    parts (a search of its trials) says in `part` which one it is at. Checkpoints of another origin
+    or part are not gone on from.
     """
 
-    def __init__(self, folder: Path, seconds: float, origin: str, report: Callable[[str], None] = print):
+    def __init__(
+        self, folder: Path, seconds: float, origin: str, report: Callable[[str], None] = print
+    ):
         self.folder, self.seconds, self.origin, self.report = folder, seconds, origin, report
         self.part = ""
         self.step = 0  # of the last one
@@ -73,24 +80,31 @@ class Checkpoints:
         return None
 
     def keep(self, step: int, state: Callable[[], dict]) -> None:
-        """Write `state()` down if it is time for that; between steps only. Raises Interrupted if a stop was asked for."""
+        """Write `state()` down if it is time for that; between steps only.
+
+        Raises Interrupted if a stop was asked for.
+        """
         self.loaded = None
         if not self.stop and time.monotonic() - self._written < self.seconds:
             return
         content = pack({"of": [self.origin, self.part], "elapsed": self.elapsed, "state": state()})
         digest = hashlib.sha256(content).hexdigest()[:16]
         write_atomically(self.folder / f"step{step:09}-{digest}.safetensors", content)
-        for path in sorted(self.folder.glob("step*.safetensors"))[:-KEPT]:  # a part began by dropping another's
+        # All are of this part, which began by dropping another's.
+        for path in sorted(self.folder.glob("step*.safetensors"))[:-KEPT]:
             path.unlink()
         self.step, self._written = step, time.monotonic()
         if self.stop:
-            raise Interrupted(f"stopped after step {step}, whose state is kept: run it again to go on")
+            raise Interrupted(
+                f"stopped after step {step}, whose state is kept: run it again to go on"
+            )
 
     @contextlib.contextmanager
     def stopping(self) -> Iterator[None]:
-        """SIGINT and SIGTERM no longer break a step off: they ask for a checkpoint before the next one, and then for the end.
+        """SIGINT and SIGTERM no longer break a step off.
 
-        A second SIGINT breaks off at once. (Jupyter sends SIGTERM after SIGINT when it waits for a kernel's end.)
+        They ask for a checkpoint before the next one, and then for the end. A second SIGINT breaks
+        off at once. (Jupyter sends SIGTERM after SIGINT when it waits for a kernel's end.)
         """
         if threading.current_thread() is not threading.main_thread():  # which alone gets signals
             yield
@@ -114,7 +128,10 @@ class Checkpoints:
 
 def random_state() -> list[Tensor]:
     """Of the global generators: the CPU's and every GPU's."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    return [
+        torch.get_rng_state(),
+        *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
+    ]
 
 
 def set_random_state(state: list[Tensor]) -> None:
@@ -132,10 +149,13 @@ def pack(state) -> bytes:
             name = str(len(tensors))
             tensors[name] = value.detach().cpu().contiguous()
             # Sums over other strides could differ in their last bit.
-            channels_last = not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+            channels_last = not value.is_contiguous() and value.is_contiguous(
+                memory_format=torch.channels_last
+            )
             return {"tensor": name, "channels_last": channels_last}
         if isinstance(value, dict):
-            return {"items": [[key, plain(item)] for key, item in value.items()]}  # keys may be numbers
+            # Keys may be numbers.
+            return {"items": [[key, plain(item)] for key, item in value.items()]}
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         return value
@@ -155,6 +175,10 @@ def unpack(path: Path) -> dict:
             if "items" in value:
                 return {key: restored(item) for key, item in value["items"]}
             tensor = file.get_tensor(value["tensor"])
-            return tensor.contiguous(memory_format=torch.channels_last) if value["channels_last"] else tensor
+            return (
+                tensor.contiguous(memory_format=torch.channels_last)
+                if value["channels_last"]
+                else tensor
+            )
 
         return restored(json.loads(file.metadata()["state"]))

@@ -12,16 +12,19 @@ halves' filters.
 
 import copy
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.overrides import TorchFunctionMode
 
 PRODUCERS = (_ConvNd, nn.Linear)  # modules whose weight makes channels, rather than scales them
 
@@ -59,7 +62,7 @@ class Group:
     width: int
     units: int
     members: tuple[Member, ...]
-    gates: tuple[str, ...] = ()  # of the members that produce: what stands last before each activation
+    gates: tuple[str, ...] = ()  # members that produce: what stands last before each activation
 
     @property
     def producers(self) -> list[Member]:
@@ -114,23 +117,28 @@ def trace(
     """
     names = {module: name for name, module in model.named_modules()}
     left = {_name_of(layer, names, model) for layer in leave}
-    # A copy: tracing leaves hooks behind where a network fails, and frozen layers would not be seen.
+    # A copy: tracing leaves hooks behind where a network fails, and does not see frozen layers.
     model, kept = copy.deepcopy(model).eval().requires_grad_(True), model
     prefix = None if trunk is None else _name_of(trunk, names, kept)
     names = {module: name for name, module in model.named_modules()}
     with torch.enable_grad():
-        outputs = _run(model, example_inputs)
-        shared = _shared(model, outputs, prefix)
+        fed = _fed(model, _run(model, example_inputs))
+        shared = {names[model.get_submodule(_layer_of(p))] for p in _shared(fed, prefix)}
         graph = _graph(model, example_inputs)
+    tied = _tied(names)
     groups: list[Group] = []
     reasons: dict[str, str] = {}
     seen: set[nn.Module] = set()
     for module in [m for m in model.modules() if isinstance(m, PRODUCERS)]:
         name = names[module]
-        if module in seen or not _within(name, shared):
+        if module in seen or name not in shared:
             continue
         if module not in graph.module2node:
-            reasons[name] = "the example inputs do not reach it"
+            used = any(fed[f"{name}.{key}"] for key, _ in module.named_parameters())
+            reasons[name] = (
+                "the network takes its weight without calling it (as attention does)" if used
+                else "the example inputs do not reach it"
+            )
             continue
         closure = _closure(graph, module)
         made = [m for m, out in closure if out and isinstance(m, PRODUCERS)]
@@ -138,14 +146,17 @@ def trace(
         named = [names[m] for m in made]
         reason = (
             next((f"{n} is to be left alone" for n in named if _left(n, left)), "")
-            or _reason_to_leave(closure, graph, names, shared)
+            or _reason_to_leave(closure, graph, names, shared, tied)
         )
         if reason:
-            reasons |= dict.fromkeys((n for n in named if _within(n, shared)), reason)
+            reasons |= dict.fromkeys((n for n in named if n in shared), reason)
             continue
         group = _group(module, closure, graph, names)
-        if any(m.units.bincount(minlength=group.units).unique().numel() > 1 for m in group.producers):
+        shares = [m.units.bincount(minlength=group.units) for m in group.producers]
+        if any(len(share.unique()) > 1 for share in shares):
             reasons |= dict.fromkeys(named, "its layers are tied by unequal numbers of filters")
+        elif group.units == 1 < group.width:
+            reasons |= dict.fromkeys(named, "its filters could only go all together")
         else:
             groups.append(group)
     if not groups:
@@ -156,12 +167,12 @@ def trace(
 
 def _name_of(layer: nn.Module | str, names: dict[nn.Module, str], model: nn.Module) -> str:
     """Raises Untraceable for a layer that the network does not have."""
-    known = set(names.values())
-    name = layer if isinstance(layer, str) else names.get(layer)
-    if name is None or name not in known:
-        shown = repr(layer) if isinstance(layer, str) else type(layer).__name__
+    shown = repr(layer) if isinstance(layer, str) else type(layer).__name__
+    if isinstance(layer, str):  # of a layer under several names, the first counts
+        layer = dict(model.named_modules(remove_duplicate=False)).get(layer)
+    if layer not in names:
         raise Untraceable(f"{shown} is no part of the {type(model).__name__}")
-    return name
+    return names[layer]
 
 
 def _left(name: str, left: set[str]) -> bool:
@@ -181,32 +192,59 @@ def _run(model: nn.Module, inputs: tuple) -> dict[str, Tensor]:
     return outputs
 
 
-def _shared(model: nn.Module, outputs: dict[str, Tensor], prefix: str | None) -> Callable:
-    """Whether a parameter is the trunk's: by its name, or as all outputs depend on it."""
-    parameters = dict(model.named_parameters())
-    depend: dict[str, set[str]] = {name: set() for name in parameters}
-    for output, tensor in outputs.items():
-        if tensor.requires_grad:
-            grads = torch.autograd.grad(
-                tensor.sum(), list(parameters.values()), retain_graph=True, allow_unused=True
-            )
-            for name, grad in zip(parameters, grads):
-                depend[name] |= {output} if grad is not None else set()
+def leaves(tensor: Tensor) -> Iterator[Tensor]:
+    """What autograd reaches from a tensor: each parameter that it depends on, nearest first."""
+    waiting, seen = deque([tensor.grad_fn]), {None, tensor.grad_fn}
+    while waiting:
+        node = waiting.popleft()
+        if hasattr(node, "variable"):
+            yield node.variable
+        after = [function for function, _ in getattr(node, "next_functions", ())]
+        waiting.extend(function for function in dict.fromkeys(after) if function not in seen)
+        seen.update(after)
+
+
+def _fed(model: nn.Module, outputs: dict[str, Tensor]) -> dict[str, set[str]]:
+    """{parameter: the outputs that depend on it}."""
+    reached = {output: set(map(id, leaves(tensor))) for output, tensor in outputs.items()}
+    return {
+        name: {output for output, ids in reached.items() if id(parameter) in ids}
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _shared(fed: dict[str, set[str]], prefix: str | None) -> set[str]:
+    """The trunk's parameters: by their name, or those that all outputs depend on."""
+    outputs = set().union(*fed.values())
     if prefix is None:
-        shared = {name for name, on in depend.items() if len(on) == len(outputs)}
+        shared = {name for name, on in fed.items() if on == outputs}
         if not shared:
             raise Untraceable("the network has no layer that all outputs depend on: no trunk")
-        return shared
-    shared = {name for name in depend if name.startswith(f"{prefix}.") or not prefix}
-    fed = set().union(*(depend[name] for name in shared))
-    if len(outputs) > 1 and len(fed) < 2:
-        only = f"only {fed.pop()} depends" if fed else "no output depends"
-        raise Untraceable(f"the trunk {prefix} is not shared: {only} on it")
+    else:
+        shared = {name for name in fed if name.startswith(f"{prefix}.") or not prefix}
+        on = set().union(*(fed[name] for name in shared))
+        if len(outputs) > 1 and len(on) < 2:
+            only = f"only {on.pop()} depends" if on else "no output depends"
+            raise Untraceable(f"the trunk {prefix} is not shared: {only} on it")
     return shared
 
 
-def _within(layer: str, shared: set[str]) -> bool:
-    return f"{layer}.weight" in shared
+def _layer_of(parameter: str) -> str:
+    """Its name, also where a parametrization computes the weight."""
+    layer, computed, _ = parameter.partition(".parametrizations.")
+    return layer if computed else parameter.rpartition(".")[0]
+
+
+def _tied(names: dict[nn.Module, str]) -> dict[nn.Module, str]:
+    """Layers whose parameters are another's as well, with the name of one such."""
+    owners: dict[nn.Parameter, list[nn.Module]] = {}
+    for module in names:
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, []).append(module)
+    return {
+        module: names[next(other for other in among if other is not module)]
+        for among in owners.values() if len(among) > 1 for module in among
+    }
 
 
 @contextmanager
@@ -218,12 +256,26 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+class _PlainGates(TorchFunctionMode):
+    """Gated linear units as the operations that they are made of, which Torch-Pruning knows."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        if function is not F.glu:
+            return function(*arguments, **options or {})
+
+        def halves(input: Tensor, dim: int = -1) -> Tensor:
+            values, gate = input.chunk(2, dim)
+            return values * gate.sigmoid()
+
+        return halves(*arguments, **options or {})
+
+
 def _graph(model: nn.Module, inputs: tuple) -> tp.DependencyGraph:
     try:
-        with _quiet():
+        with _quiet(), _PlainGates():
             return tp.DependencyGraph().build_dependency(
                 model, inputs, verbose=False,
-                # A product is an operation that outputs are made by, which protects what feeds them.
+                # A product is an operation that makes outputs: it protects what feeds them.
                 output_transform=lambda output: [t * 1 for t in outputs_of(output).values()],
             )
     except Exception as error:
@@ -254,13 +306,18 @@ def _closure(graph: tp.DependencyGraph, root: nn.Module) -> Closure:
     filters = graph.get_pruner_of_module(root).get_out_channels(root)
     stack = [(node, start, [pair(i, i) for i in range(filters)])]
     reached: dict[tuple, set] = {}
+    whole: dict[tuple, list] = {}  # the list that was last taken in: most come again and again
     while stack:
         node, handler, pairs = stack.pop()
-        known = reached.setdefault((node, handler), set())
-        pairs = [index for index in dict.fromkeys(pairs) if index not in known]
-        if not pairs:
+        if whole.get((node, handler)) is pairs:
             continue
-        known.update(pairs)
+        whole[node, handler] = pairs
+        known = reached.setdefault((node, handler), set())
+        new = [index for index in dict.fromkeys(pairs) if index not in known]
+        if not new:
+            continue
+        pairs = pairs if len(new) == len(pairs) else new
+        known.update(new)
         for dependency in node.dependencies:
             if dependency.is_triggered_by(handler):
                 mapped = pairs
@@ -288,7 +345,8 @@ def _kind(module) -> str:
 
 
 def _reason_to_leave(
-    closure: Closure, graph: tp.DependencyGraph, names: dict, shared: set[str]
+    closure: Closure, graph: tp.DependencyGraph, names: dict, shared: set[str],
+    tied: dict[nn.Module, str],
 ) -> str:
     """Why these filters cannot go; "" if they can."""
     for (module, makes), indices in closure.items():
@@ -296,18 +354,22 @@ def _reason_to_leave(
         name = names.get(module, what)
         if what == "_OutputOp":
             return "it makes an output"
-        if what in OPERATIONS:
+        if what in OPERATIONS or _one_for_all(module):
             continue
         if not kind:
             return f"its filters reach {name}, a {what}, which cannot be cut"
-        if kind != "parameter" and hasattr(module, "parametrizations"):
-            return f"the weight of {name} is computed (parametrizations)"
-        if makes and isinstance(module, PRODUCERS) and not _within(name, shared):
+        if kind != "parameter" and "weight" not in module._parameters:
+            return f"the weight of {name} is computed, as a parametrization does"
+        if module in tied:
+            return f"the parameters of {name} are {tied[module]}'s as well"
+        if makes and isinstance(module, PRODUCERS) and name not in shared:
             return f"it is tied to {name}, which is not the trunk's"
         if isinstance(module, _ConvTransposeNd) and 1 < module.groups != module.out_channels:
             return f"{name} is a transposed convolution in blocks"
         if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1:
             return f"{name} normalises over more than channels"
+        if isinstance(module, nn.LayerNorm) and module.weight is None:
+            return f"{name} normalises without a scale"
         if kind == "parameter":
             size = module.shape[graph.module2node[module].pruning_dim]
         else:
@@ -348,7 +410,7 @@ def _group(root: nn.Module, closure: Closure, graph: tp.DependencyGraph, names: 
     units = torch.tensor([unit_of[find(i)] for i in range(filters)])
     members, nodes = [], graph.module2node
     for (module, makes), indices in closure.items():
-        if not (kind := _kind(module)):
+        if not (kind := _kind(module)) or _one_for_all(module):
             continue
         name = graph._param_to_name[module] if kind == "parameter" else names[module]
         dim = getattr(nodes[module], "pruning_dim", 0)
@@ -368,7 +430,16 @@ def _group(root: nn.Module, closure: Closure, graph: tp.DependencyGraph, names: 
 
 def _depthwise(module) -> bool:
     """One filter per channel: it scales channels rather than mixing them."""
-    return isinstance(module, _ConvNd) and 1 < module.groups == module.in_channels == module.out_channels
+    if not isinstance(module, _ConvNd):
+        return False
+    return 1 < module.groups == module.in_channels == module.out_channels
+
+
+def _one_for_all(module) -> bool:
+    """A norm or activation with nothing per channel: one number for all of them, or none."""
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters == 1
+    return isinstance(module, _NormBase) and not any(t.dim() for t in module.state_dict().values())
 
 
 def _slices(name: str, module, kind: str, makes: bool, dim: int) -> tuple[tuple[str, int], ...]:
@@ -381,19 +452,21 @@ def _slices(name: str, module, kind: str, makes: bool, dim: int) -> tuple[tuple[
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return tuple(
         (f"{name}.{key}", int(transposed and key == "weight"))
-        for key, tensor in own if tensor.dim() and len(tensor) > 1
+        for key, tensor in own if tensor.dim()
     )
 
 
 def _gates(members: list[Member], graph: tp.DependencyGraph, names: dict) -> tuple[str, ...]:
     """What stands last before each activation: norms, and producers behind which there is none."""
     modules = {name: module for module, name in names.items()}
-    normed = set()
-    for member in members:
-        if member.kind == "norm" and isinstance(module := modules[member.name], (_NormBase, nn.LayerNorm)):
-            normed |= {names.get(node.module) for node in graph.module2node[module].inputs}
+    normed = {
+        member.name for member in members if member.kind in ("conv", "linear") and any(
+            isinstance(node.module, (_NormBase, nn.LayerNorm))
+            for node in graph.module2node[modules[member.name]].outputs
+        )
+    }
     return tuple(
         member.name for member in members
-        if member.produces and member.kind in ("conv", "linear", "norm") and member.name not in normed
-        and not isinstance(modules[member.name], nn.PReLU) and member.slices
+        if member.produces and member.kind != "parameter" and member.name not in normed
+        and not isinstance(modules[member.name], nn.PReLU)
     )

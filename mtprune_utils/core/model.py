@@ -256,15 +256,20 @@ def build(architecture: Architecture, seed: int) -> MultiTaskModel:
     return model
 
 
-def load_imagenet_trunk(model: MultiTaskModel) -> None:
-    """Copy ImageNet weights into a full-width trunk, as the paper starts from.
-
-    Raises ValueError for other widths, and as `pretrained_state` does.
-    """
-    if model.architecture.widths != plan_of(model.dense).full_widths:
+def check_fits_imagenet(architecture: Architecture) -> None:
+    """Raises ValueError for widths other than those that ImageNet weights are of."""
+    if architecture.widths != plan_of(architecture).full_widths:
         raise ValueError(
             "ImageNet weights fit the full widths only: override pretrained with false, or width"
         )
+
+
+def load_imagenet_trunk(model: MultiTaskModel) -> None:
+    """Copy ImageNet weights into a full-width trunk, as the paper starts from.
+
+    Raises ValueError as `check_fits_imagenet` and `pretrained_state` do.
+    """
+    check_fits_imagenet(model.architecture)
     model.trunk.load_state_dict(pretrained_state(model.dense.backbone), strict=False)
 
 

@@ -1,30 +1,33 @@
-"""The Pruner: structured pruning in anybody's training loop, for any network with a shared trunk."""
+"""The Pruner: structured pruning in anybody's loop, for any network with a shared trunk."""
 
 import copy
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from mtprune_utils.core import cost, surgery
-from mtprune_utils.core.groups import Group, Untraceable, trace
+from mtprune_utils.core.groups import Untraceable, leaves, trace
+from mtprune_utils.core.pretrained import give_shapes
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Criterion, Scores
 from mtprune_utils.core.selection import RANKINGS, chooser
 from mtprune_utils.core.signals import backward, task_backward
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.registry import known
 
-SHARES = ("parameters", "macs", "latency")  # what a network can be pruned to a share of
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Pruner:
     """Scores the trunk's filters while a network is trained, and removes them physically.
 
         pruner = Pruner(model, example_inputs=(images,), trunk=model.encoder, criterion="cosprune")
-        pruner.backward(losses)                         # in place of sum(losses.values()).backward()
-        pruner.prune(filters=100, optimizer=optimizer)  # every so many steps, after optimizer.step()
+        pruner.backward(losses)                         # for sum(losses.values()).backward()
+        pruner.prune(filters=100, optimizer=optimizer)  # every so many optimizer.step()
 
     model: a network whose outputs have names (a dictionary, sequence or dataclass). example_inputs:
     a tuple of what it is called with. trunk: the part that is pruned; by default every layer that
@@ -44,9 +47,12 @@ class Pruner:
         for name, value in (("min_filters", min_filters), ("round_to", round_to)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is a whole number from 1, got {value!r}")
+        _expect("model", model, nn.Module, "a torch.nn.Module")
+        _expect("criterion", criterion, (str, Criterion), "a criterion's name, or a Criterion")
+        _expect("leave", leave, (tuple, list), "a tuple of layers or their names")
         self.criterion = get_criterion(criterion) if isinstance(criterion, str) else criterion
         self.ranking = known(ranking, RANKINGS, "ranking")
-        self.model, self.inputs = model, example_inputs
+        self.model, self._examples = model, example_inputs
         self.min_filters, self.round_to = min_filters, round_to
         self.generator = torch.Generator().manual_seed(seed)
         groups, self.left_alone = trace(model, example_inputs, trunk, leave)
@@ -56,9 +62,20 @@ class Pruner:
         if not self.groups:
             root, reason = next(iter(unsound.items()))
             raise Untraceable(f"nothing of the trunk can be pruned ({root}: {reason})")
-        self.uses = cost.uses_of_weights(model, example_inputs)
+        self._measure_uses()
         self.dense = self.size()
+        self._dense_shapes = {name: t.shape for name, t in model.state_dict().items()}
         self.scores = self._new_scores()
+
+    @property
+    def inputs(self) -> tuple:
+        """The example inputs, where the network is now."""
+        device = next(self.model.parameters()).device
+        return tuple(x.to(device) if torch.is_tensor(x) else x for x in self._examples)
+
+    def _measure_uses(self) -> None:
+        """Anew after each removal: what `cost` takes for constant may have shrunk as well."""
+        self.uses = cost.uses_of_weights(self.model, self.inputs)
 
     @property
     def _shared(self) -> list[nn.Parameter]:
@@ -71,22 +88,44 @@ class Pruner:
         return Scores(self.criterion, self.groups, self.model, self.generator)
 
     def backward(self, losses: dict[str, Tensor]) -> None:
-        """Set `.grad` to the gradient of the losses' sum, and score the filters on the way.
+        """Add the gradient of the losses' sum to `.grad`, and score the filters on the way.
 
-        losses: {task: scalar}. Call it with empty gradients. Raises ValueError, which names the
-        task, for a loss that is no scalar or does not depend on the trunk.
+        losses: {task: scalar}. Raises ValueError, which names the task and leaves `.grad` as it is,
+        for a loss that is no scalar or does not depend on the trunk.
         """
+        _expect("losses", losses, dict, "a dictionary, {task: scalar}")
         self._check_trainable()
+        shared = self._shared
+        self._check_losses(losses, shared)
         if self.criterion.needs == TASK_GRADIENTS:
-            self.scores.update(task_backward(losses, self.model, self._shared))
-        else:
+            self.scores.update(task_backward(losses, self.model, shared))
+            return
+        with _empty_gradients(self.model.parameters()):
             backward(losses)
+            unreached = [parameter for parameter in shared if parameter.grad is None]
+            for parameter in unreached:
+                parameter.grad = torch.zeros_like(parameter)
             self.scores.update()
+            for parameter in unreached:
+                parameter.grad = None
+
+    def _check_losses(self, losses: dict[str, Tensor], shared: list[nn.Parameter]) -> None:
+        if not losses:
+            raise ValueError("losses is empty: give one scalar per task")
+        ids = set(map(id, shared))
+        for task, loss in losses.items():
+            if not torch.is_tensor(loss) or loss.numel() != 1:
+                got = tuple(loss.shape) if torch.is_tensor(loss) else repr(loss)
+                expected = "must be one number with a gradient"
+                raise ValueError(f"the loss of {task} {expected}, got {got}")
+            if not any(id(leaf) in ids for leaf in leaves(loss)):
+                raise ValueError(f"the loss of {task} does not depend on the trunk")
 
     def _check_trainable(self) -> None:
         tensors = dict(self.model.named_parameters())
         names = {name for g in self.groups for m in g.members for name, _ in m.slices}
-        frozen = [name for name in sorted(names) if name in tensors and not tensors[name].requires_grad]
+        own = sorted(names & tensors.keys())
+        frozen = [name for name in own if not tensors[name].requires_grad]
         if frozen:
             raise ValueError(
                 f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
@@ -94,7 +133,7 @@ class Pruner:
             )
 
     def size(self) -> dict[str, int]:
-        """Filters that can be pruned, parameters of the network, multiply-accumulates per sample."""
+        """Filters that can be pruned, the network's parameters, multiply-accumulates a sample."""
         counts = self._cost().without()
         return {"filters": sum(group.units for group in self.groups), **counts}
 
@@ -132,13 +171,13 @@ class Pruner:
 
     def _down_to(self, measure: str, share: float, choose: Callable) -> list[Tensor]:
         """The fewest filters without which the network is at most that share of what it was."""
-        if not 0 < share < 1:
+        if type(share) not in (int, float) or not 0 < share < 1:
             raise ValueError(f"{measure} is a share between 0 and 1, got {share!r}")
         spare = sum(max(group.units - self.min_filters, 0) for group in self.groups)
         if measure == "latency":
             timed = cost.latency_without(self.model, self.groups, self.inputs)
             if "latency" not in self.dense:
-                self.dense["latency"] = cost.latency(copy.deepcopy(self.model), self.inputs)
+                self.dense["latency"] = cost.latency(self._as_first_met(), self.inputs)
             costs = lambda count: timed(choose(count))  # noqa: E731
         else:
             sizes = self._cost()
@@ -154,16 +193,31 @@ class Pruner:
             )
         return choose(at)
 
+    def _as_first_met(self) -> nn.Module:
+        """A copy with the widths that the network had then, and weights of zero."""
+        model = copy.deepcopy(self.model)
+        give_shapes(model, self._dense_shapes)
+        with torch.no_grad():
+            for tensor in model.state_dict().values():
+                tensor.zero_()
+        return model
+
     def remove(self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Remove chosen filters: one tensor of distinct indices per group."""
         self.groups = surgery.remove(self.model, self.groups, chosen, optimizer)
+        self._measure_uses()
         self.scores = self._new_scores()
 
-    def table(self) -> pd.DataFrame:
+    def table(self) -> "pd.DataFrame":
         """The groups: what goes together, how much of it there is, and its share of the network.
 
         A group's share is what would go with all of its filters but one.
         """
+        import pandas as pd  # what trains needs none
+
+        return pd.DataFrame(self._rows())
+
+    def _rows(self) -> list[dict]:
         sizes, rows = self._cost(), []
         whole = sizes.without()
         none = [torch.arange(0)] * len(self.groups)
@@ -176,9 +230,34 @@ class Pruner:
                 "read by": ", ".join(m.name for m in group.members if not m.produces),
                 **{name: 1 - less[name] / whole[name] for name in ("parameters", "macs")},
             })
-        return pd.DataFrame(rows)
+        return rows
 
     def __repr__(self) -> str:
-        table = self.table().round({"parameters": 3, "macs": 3})
+        size = ", ".join(f"{count:,} {name}" for name, count in self.size().items())
+        groups = [
+            f"{row['filters']} filters of {row['made by']}: {row['parameters']:.1%} of the "
+            f"parameters, {row['macs']:.1%} of the macs" for row in self._rows()
+        ]
         left = [f"left alone: {name}: {reason}" for name, reason in self.left_alone.items()]
-        return "\n".join([table.to_string(index=False, max_colwidth=48), *left])
+        head = f"Pruner by {self.criterion.name} of {type(self.model).__name__}: {size}"
+        return "\n".join([head, *groups, *left])
+
+
+def _expect(name: str, value, kind: type | tuple[type, ...], wanted: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be {wanted}, got a {type(value).__name__}")
+
+
+@contextmanager
+def _empty_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """No `.grad` to begin with; what was there is added in the end."""
+    before = {parameter: parameter.grad for parameter in parameters if parameter.grad is not None}
+    for parameter in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, grad in before.items():
+            if parameter.grad is not None:
+                grad += parameter.grad
+            parameter.grad = grad

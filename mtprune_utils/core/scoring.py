@@ -63,7 +63,7 @@ class Signals:
         return [_rows(weight.grad, m, self.units) for m, weight in self._weights]
 
     def task_gradients(self) -> Tensor:
-        """(units, tasks, numbers): each task's gradient of all weights that produce the channels."""
+        """(units, tasks, numbers): each task's gradient of all weights that make the channels."""
         rows = [
             torch.stack([_rows(of[weight], m, self.units) for of in self.gradients.values()], 1)
             for m, weight in self._weights
@@ -85,6 +85,11 @@ class Signals:
             if bias is not None:
                 product = product + bias * bias.grad
             found.append(_rows(product.detach(), m, self.units, dim=0))
+        if not found:
+            raise ValueError(
+                f"{self.group.root}: no layer's scale stands before its activation, so that gates "
+                "cannot be read: leave it alone, or take another criterion"
+            )
         return found
 
 
@@ -154,9 +159,13 @@ class Scores:
         elif self.batches:
             means = [total / self.batches for total in self.sums]
         else:
-            raise RuntimeError(f"{name} scores minibatches, and has seen none: train before choosing")
+            raise RuntimeError(
+                f"{name} scores minibatches, and has seen none: train before choosing"
+            )
         if torch.cat(means).isnan().any():
-            raise ValueError(f"the criterion {name} gave a score that is NaN: has the loss diverged?")
+            raise ValueError(
+                f"the criterion {name} gave a score that is NaN: has the loss diverged?"
+            )
         return means
 
     def state(self) -> dict:

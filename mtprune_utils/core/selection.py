@@ -15,11 +15,12 @@ def select(
 ) -> list[Tensor]:
     """The `budget` units with the lowest scores, leaving at least `floor` in every group.
 
-    scores: one (units,) tensor per group; ranking: see `ranked`. multiple: what is kept is rounded
-    up to a multiple of this, and the next lowest go in place of what this gives back; up to
-    multiple - 1 more than the budget may go. Returns the sorted units to remove, one int64 tensor
-    per group. Ties break by (score, group, unit). Raises ValueError if there are fewer than `budget`
-    to remove, the budget is no whole number from 0, or a score is NaN.
+    scores: one (units,) tensor per group. ranking: "global" compares scores, "layer" their places
+    within their group as shares of it. multiple: what is kept is rounded up to a multiple of this,
+    and the next lowest go in place of what this gives back; up to multiple - 1 more than the budget
+    may go. Returns the sorted units to remove, one int64 tensor per group. Ties break by (score,
+    group, unit). Raises ValueError if fewer than `budget` can go, the budget is no whole number
+    from 0, or a score is NaN.
     """
     return chooser(scores, floor, multiple, ranking)(budget)
 

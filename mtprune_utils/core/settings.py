@@ -149,8 +149,13 @@ class Profile:
     checkpoint_seconds: float = field(default=30.0, compare=False)  # lost at most, if killed
 
     def __post_init__(self):
-        check(self.precision in ("float32", "bf16"), "precision must be float32 or bf16", self.precision)
-        check(self.device in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda", self.device)
+        check(
+            self.precision in ("float32", "bf16"), "precision must be float32 or bf16",
+            self.precision,
+        )
+        check(
+            self.device in ("auto", "cpu", "cuda"), "device must be auto, cpu or cuda", self.device
+        )
         for name in ("seeds", "batch_size", "head_width", "image_height", "least_width"):
             check(getattr(self, name) >= 1, f"{name} must be at least 1", getattr(self, name))
         for name in ("validation_share", "margin"):

@@ -21,16 +21,16 @@ def _check(losses: dict[str, Tensor]) -> None:
     for task, loss in losses.items():
         if not torch.is_tensor(loss) or loss.numel() != 1 or not loss.requires_grad:
             got = f"the loss of {task} must be one number with a gradient, got {loss!r}"
-            raise ValueError(got[:200])
+            raise ValueError(" ".join(got.split())[:200])
 
 
 def task_backward(
     losses: dict[str, Tensor], model: nn.Module, shared: Iterable[nn.Parameter]
 ) -> TaskGradients:
-    """One backward pass per task; `.grad` becomes their sum, which is the gradient of the summed loss.
+    """One backward pass per task; `.grad` becomes their sum, the gradient of the summed loss.
 
-    Returns each task's gradient of every shared parameter, those of the trunk. Costs one pass through each head
-    and T through the trunk, and touches nothing but `.grad`, which must be empty
+    Returns each task's gradient of every shared parameter, those of the trunk. Costs one pass
+    through each head and T through the trunk, and touches nothing but `.grad`, which must be empty
     (`optimizer.zero_grad()`). Raises ValueError, naming the task, for a loss that is no single
     number or does not depend on the trunk.
     """
@@ -39,17 +39,21 @@ def task_backward(
     shared = [p for p in shared if p.requires_grad]
     gradients: TaskGradients = {}
     for i, (task, loss) in enumerate(losses.items()):
-        grads = torch.autograd.grad(loss, parameters, retain_graph=i + 1 < len(losses), allow_unused=True)
-        by_parameter = dict(zip(parameters, grads))  # None where the loss does not depend on it: the other heads
+        grads = torch.autograd.grad(
+            loss, parameters, retain_graph=i + 1 < len(losses), allow_unused=True
+        )
+        by_parameter = dict(zip(parameters, grads))  # None: the loss does not depend on it
         if all(by_parameter[parameter] is None for parameter in shared):
             raise ValueError(f"the loss of {task} does not depend on the trunk")
         for parameter, grad in by_parameter.items():
             if grad is not None:
                 total = grad if parameter.grad is None else parameter.grad + grad
-                # As autograd lays out what it accumulates; fused optimizers rely on it without a look.
+                # As autograd lays out what it accumulates; fused optimizers rely on it.
                 parameter.grad = laid_out_like(parameter, total)
         gradients[task] = {  # zero where a head taps the trunk before this parameter
-            parameter: torch.zeros_like(parameter) if by_parameter[parameter] is None else by_parameter[parameter]
+            parameter: torch.zeros_like(parameter)
+            if by_parameter[parameter] is None
+            else by_parameter[parameter]
             for parameter in shared
         }
     return gradients
@@ -57,4 +61,8 @@ def task_backward(
 
 def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
     """The tensor with the parameter's strides: itself if it has them, else a copy."""
-    return tensor if tensor.stride() == parameter.stride() else torch.empty_like(parameter).copy_(tensor)
+    return (
+        tensor
+        if tensor.stride() == parameter.stride()
+        else torch.empty_like(parameter).copy_(tensor)
+    )

@@ -26,10 +26,10 @@ class Task:
     """One task of a multi-task network.
 
     loss(output, target): tensors of equal height and width (of pixels) to the mean over valid
-    pixels, a scalar; 0 where no pixel is valid. prior(targets (N, ...)): the one output (1, C, H, W)
-    that fits them best on the whole. endpoint: the metric that stands for the task where one number
-    is wanted; shown: the metric that figures show, as the paper's do. Metrics that are not in
-    higher_is_better are errors. classes: the names of a class's numbers, if it has such.
+    pixels, a scalar; 0 where no pixel is valid. prior(targets (N, ...)): the one output
+    (1, C, H, W) that fits them best on the whole. endpoint: the metric that stands for the task
+    where one number is wanted; shown: the metric that figures show, as the paper's do. Metrics that
+    are not in higher_is_better are errors. classes: the names of a class's numbers, if it has such.
     """
 
     name: str

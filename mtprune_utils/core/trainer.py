@@ -37,7 +37,7 @@ class Trainer:
         self, model: MultiTaskModel, dataset: Dataset, profile: Profile,
         settings: Optimization | Pruning, steps: int, seed: int,
     ):
-        # Channels-last convolutions train a quarter faster on the CPU, and feed a GPU's tensor cores.
+        # Channels-last convolutions train a quarter faster on the CPU and feed GPU tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.tasks, self.mirror, self.profile = dataset.tasks, dataset.mirror, profile
         self.optimizer = OPTIMIZERS[settings.optimizer](
@@ -101,7 +101,7 @@ class Trainer:
         return means
 
     def state(self) -> dict:
-        """Everything that the next steps depend on. Raises Diverged rather than keep a broken one."""
+        """What the next steps depend on. Raises Diverged rather than keep a broken one."""
         self.check()
         return {
             "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),

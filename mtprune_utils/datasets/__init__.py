@@ -1,4 +1,7 @@
-"""Data sets, one file each: `tasks(root)`, `load(root) -> Source` and `digest(root)`."""
+"""Data sets, one file each: `tasks(root)`, `load(root) -> Source` and `digest(root)`.
+
+root: where its files lie, "" for an embedded one. digest: 16 characters, from the files' content.
+"""
 
 import re
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The folders of MTAN (Liu et al., CVPR 2019) and LibMTL: {train,val}/{image,label,depth,normal}/{i}.npy."""
+"""The folders of MTAN (Liu et al., CVPR 2019) and LibMTL.
+
+{train,val}/{image,label,depth,normal}/{i}.npy
+"""
 
 import itertools
 from collections.abc import Collection

@@ -1,9 +1,10 @@
 """NYUv2 (Silberman et al., ECCV 2012): segmentation, depth, normals, in the layouts people have.
 
-- AdaShare's, the paper's: `nyu_v2_3task.json`, {split: [[image, segmentation, normal, depth], ...]},
-  40 classes, 480 x 640;
+- AdaShare's, the paper's: `nyu_v2_3task.json`,
+  {split: [[image, segmentation, normal, depth], ...]}, 40 classes, 480 x 640;
 - MTAN's and LibMTL's: {train,val}/{image,label,depth,normal}/{i}.npy, 13 classes, 288 x 384;
-- the Parquet files of the Hugging Face data set `tanganke/nyuv2`, which hold the same as the latter.
+- the Parquet files of the Hugging Face data set `tanganke/nyuv2`, which hold the same as the
+  latter.
 
 `root` names the folder, and its content tells the layout. Without one, the Hugging Face data set is
 downloaded. Normals of the first layout are turned into our axes, in which they agree with the

@@ -1,8 +1,8 @@
 """The embedded data set: path-traced rooms with exact segmentation, depth and normals.
 
-See rooms_v1/README.md. The images lie encoded in Parquet. They are decoded once into a memory-mapped
-cache, so that a run starts at once and a machine that only trains needs neither a Parquet nor an
-image library.
+See rooms_v1/README.md. The images lie encoded in Parquet. They are decoded once into a
+memory-mapped cache, so that a run starts at once and a machine that only trains needs neither a
+Parquet nor an image library.
 """
 
 import io

@@ -97,10 +97,10 @@ def run_notebook(
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
-    on_cpu = parameters.get("overrides", {}).get("device") == "cpu"
-    trains = job and not job.startswith("figure") and not on_cpu
+    trains = job and not job.startswith("figure")
+    takes_gpu = trains and parameters.get("overrides", {}).get("device") != "cpu"
     try:
-        with one_gpu() if trains else contextlib.nullcontext():
+        with one_gpu() if takes_gpu else contextlib.nullcontext():
             tell(job, "started")
             start = time.monotonic()
             if not job:  # the launcher has looked at all of a batch's
@@ -349,8 +349,9 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
         print(f"{what}. They are made again.", flush=True)
     for run in outdated:
         run.path(store.DONE).unlink()
-    for figure in figures.glob("fig*.json"):
-        if not is_current(figure, experiment):
+    for name in store.figure_notebooks():
+        figure = figures / f"{name}.json"
+        if figure.exists() and not is_current(figure, experiment):
             figure.unlink()
     for path in (file for run in grid for file in run.folder.glob("*")):
         if path.stat().st_mtime > time.time():  # the clock was ahead: Snakemake's check would fail
@@ -358,14 +359,19 @@ def reopen_outdated(experiment, figures: Path, restored: bool = False) -> None:
 
 
 def is_current(figure: Path, experiment) -> bool:
-    """Whether the figure with this provenance file would be drawn alike from the runs here."""
-    runs = {f"{run.stage}/{run.name}": run.content for run in experiment.runs() if run.done}
+    """Whether the figure with this provenance file would be drawn alike from the runs here.
+
+    One that shows fewer runs than are here is not: they were finished by hand, or in a batch that
+    was stopped before it came to the figure.
+    """
     try:
         origin = read_json(figure)
         drawn = {label: run["content"] for label, run in origin["runs"].items()}
+        needs = store.about_notebook(store.figure_notebooks()[figure.stem])["needs"]
+        shown = [run for run in experiment.needed(needs) if run.done]
+        same = drawn == {f"{run.stage}/{run.name}": run.content for run in shown}
         same_margin = origin["profile"]["margin"] == experiment.profile.margin
-        same = drawn.items() <= runs.items() and same_margin
-        return same and not store.drawn_otherwise(figure.stem, origin)
+        return same and same_margin and not store.drawn_otherwise(figure.stem, origin)
     except (ValueError, LookupError, TypeError):  # no JSON, or not what `save_figure` writes
         return False
 

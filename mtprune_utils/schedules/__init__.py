@@ -1,7 +1,8 @@
 """Pruning schedules, one file each: how many filters are left after each removal.
 
 `plan(total, spare, filters_per_step) -> list[int]`: total filters, of which `spare` can go before
-every group is at its least; the counts after each removal, down to total - spare.
+every group is at its least; the counts after each removal, each smaller than the one before, down
+to total - spare.
 """
 
 from collections.abc import Callable

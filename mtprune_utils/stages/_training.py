@@ -7,7 +7,9 @@ import torch
 
 from mtprune_utils.core import evaluation, trainer
 from mtprune_utils.core.data import Dataset
-from mtprune_utils.core.model import Architecture, Interface, MultiTaskModel, load_model, model_bytes
+from mtprune_utils.core.model import (
+    Architecture, Interface, MultiTaskModel, load_model, model_bytes,
+)
 from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.files import read_json
 
@@ -29,7 +31,9 @@ def architecture(profile: Profile, tasks: dict[str, int]) -> Architecture:
 def device_of(profile: Profile) -> torch.device:
     """Raises ValueError if the profile asks for a GPU and there is none."""
     if profile.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no GPU here: override it with auto or cpu")
+        raise ValueError(
+            "device is cuda, but torch finds no GPU here: override it with auto or cpu"
+        )
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(automatic if profile.device == "auto" else profile.device)
 

@@ -17,7 +17,11 @@ def source(run):
 
 
 def search(run):
-    return run.experiment.tune("prune", run.criterion, run.level) if run.profile.tuning.trials else None
+    return (
+        run.experiment.tune("prune", run.criterion, run.level)
+        if run.profile.tuning.trials
+        else None
+    )
 
 
 def scheduled(run) -> Pruning:

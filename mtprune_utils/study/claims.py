@@ -197,7 +197,8 @@ class Evidence:
     def _table(self, name: str) -> pd.DataFrame:
         """A table, with its columns even where no run of its stage is finished."""
         columns = (
-            "criterion", "seed", "level", "arm", "phase", "removal", "target_level", "step", "parameters",
+            "criterion", "seed", "level", "arm", "phase", "removal", "target_level", "step",
+            "parameters",
             "macs", "steps", "widths",
         )
         table = self.tables[name]

@@ -217,7 +217,9 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     return figure
 
 
-def _grid(rows: int, columns: int, width: float, height: float, **more) -> tuple[Figure, np.ndarray]:
+def _grid(
+    rows: int, columns: int, width: float, height: float, **more
+) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, each of that size in inches, and their axes as a table."""
     size = (width * columns, height * rows)
     return plt.subplots(
@@ -278,17 +280,23 @@ def _draw_criterion(
 
 
 def _draw_published(axis, metric: str, scratch: bool) -> None:
-    """The paper's own points, as open marks: of NYUv2, with normals that it left encoded, so angles are not comparable."""
+    """The paper's own points, as open marks.
+
+    They are of NYUv2, with normals that it left encoded, so angles are not comparable.
+    """
     for _, point in PUBLISHED.iterrows():
         retrained = "scratch" in point["label"]
         if metric in point and (scratch or not retrained):
-            mark = {"marker": "o" if retrained else "s", "color": point["colour"], "fillstyle": "none", "linestyle": ""}
+            mark = {
+                "marker": "o" if retrained else "s", "color": point["colour"], "fillstyle": "none",
+                "linestyle": "",
+            }
             axis.plot(point["parameters"], point[metric], label=point["label"], **mark)
 
 
 def _panels_by_size(
-    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame, trivial: pd.DataFrame,
-    tasks: dict[str, Task], sizes: tuple[float, ...], published: bool,
+    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame,
+    trivial: pd.DataFrame, tasks: dict[str, Task], sizes: tuple[float, ...], published: bool,
 ) -> tuple[Figure, pd.DataFrame]:
     """One row of panels for each kind of size, one column for each task, with two levels.
 
@@ -339,10 +347,10 @@ def fig1_iterative_pruning(
 
 
 def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Figure 2: what each criterion leaves of each layer as filters go, and the layer's mean cosine similarity.
+    """Figure 2: what each criterion leaves of each layer as filters go, and its cosine similarity.
 
-    Means over seeds, at the numbers of filters that every seed passed through: it lands on a size at one of its own.
-    Returns the figure and the plotted data.
+    Means over seeds, at the numbers of filters that every seed passed through: it lands on a size
+    at one of its own. Returns the figure and the plotted data.
     """
     import seaborn as sns  # a second of import that only this figure needs
 
@@ -351,21 +359,32 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     table = layers.assign(share=layers["width"] / dense, filters=filters)
     there = table.groupby(["criterion", "filters"])["seed"].transform("nunique")
     table = table[there == table.groupby("criterion")["seed"].transform("nunique")]
-    means = table.groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]].mean().reset_index()
+    means = (
+        table
+        .groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]]
+        .mean()
+        .reset_index()
+    )
     criteria = list(dict.fromkeys(means["criterion"]))
     figure, axes = _grid(2, len(criteria), 6, 3.5)
     limit = means["cosine"].abs().max()
     styles = {
         ("share", "share of the layer's filters left"): {"cmap": "viridis", "vmin": 0, "vmax": 1},
-        ("cosine", "mean cosine similarity of task gradients"): {"cmap": "RdBu", "vmin": -limit, "vmax": limit},
+        ("cosine", "mean cosine similarity of task gradients"): {
+            "cmap": "RdBu", "vmin": -limit, "vmax": limit
+        },
     }
     for row, ((value, label), style) in zip(axes, styles.items()):
         for axis, criterion in zip(row, criteria):
-            grid = means[means["criterion"] == criterion].pivot(index="layer", columns="filters", values=value)
+            grid = means[means["criterion"] == criterion].pivot(
+                index="layer", columns="filters", values=value
+            )
             grid = grid.sort_index(axis=1, ascending=False).rename(index=lambda layer: layer + 1)
             sns.heatmap(grid, ax=axis, cbar_kws={"label": label}, **style)
-            axis.set(title=style_of(criterion)[1], xlabel="backbone filters left", ylabel="convolution")
-            axis.tick_params(axis="x", rotation=90)  # of many sizes, labels side by side would touch
+            axis.set(
+                title=style_of(criterion)[1], xlabel="backbone filters left", ylabel="convolution"
+            )
+            axis.tick_params(axis="x", rotation=90)  # side by side, many labels would touch
             axis.tick_params(axis="y", rotation=0)
     return figure, means
 
@@ -382,34 +401,59 @@ def fig3_retrained_from_scratch(
 
 
 def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """What pruning buys at inference: measured against theoretical speed-up (dense MACs / MACs), and the memory that it saves.
+    """What pruning buys at inference: measured against theoretical speed-up, and memory saved.
 
-    table: `latency.speedups`. One row of panels per batch; filled marks are the networks as pruning left them, open ones
-    have their widths rounded up. The diagonal is where a network costs what its MACs say. Returns the figure and the table.
+    table: `latency.speedups`. The theoretical speed-up is dense MACs / MACs. One row of panels per
+    batch; filled marks are the networks as pruning left them, open ones have their widths rounded
+    up. The diagonal is where a network costs what its MACs say. Returns the figure and the table.
     """
-    shown = [(device, runtime, "speedup") for device, runtime in table.groupby(["device", "runtime"], sort=False).groups]
+    shown = [
+        (device, runtime, "speedup")
+        for device, runtime in table.groupby(["device", "runtime"], sort=False).groups
+    ]
     shown += [(device, "PyTorch", "memory_ratio") for device in dict.fromkeys(table["device"])]
     names = {"cpu": "CPU", "cuda": "GPU"}
     batches = list(dict.fromkeys(table["batch"]))
     figure, axes = _grid(len(batches), len(shown), 3.8, 3.2, sharex=True, sharey=True)
     for row, batch in zip(axes, batches):
         for axis, (device, runtime, value) in zip(row, shown):
-            panel = table[(table["device"] == device) & (table["runtime"] == runtime) & (table["batch"] == batch)]
+            panel = table[
+                (table["device"] == device)
+                & (table["runtime"] == runtime)
+                & (table["batch"] == batch)
+            ]
             ends = [1, table["theoretical"].max()]
-            axis.plot(ends, ends, color="black", linewidth=0.8, linestyle=":", label="in proportion to MACs")
+            axis.plot(
+                ends, ends, color="black", linewidth=0.8, linestyle=":",
+                label="in proportion to MACs",
+            )
             for (criterion, network), line in panel.groupby(["criterion", "network"], sort=False):
                 colour, label = style_of(criterion)
                 found = network == "found"
-                style = {"marker": "o", "linestyle": "-"} if found else {"marker": "s", "linestyle": "", "fillstyle": "none"}
+                style = (
+                    {"marker": "o", "linestyle": "-"}
+                    if found
+                    else {"marker": "s", "linestyle": "", "fillstyle": "none"}
+                )
                 line = line.sort_values("theoretical")
                 x, y = line["theoretical"], line[value]
                 if found:  # the dense network, where every run starts
                     x, y = [1, *x], [1, *y]
-                axis.plot(x, y, color=colour, markersize=5, label=label if found else f"{label}, {network}", **style)
+                axis.plot(
+                    x, y, color=colour, markersize=5,
+                    label=label if found else f"{label}, {network}", **style,
+                )
             memory = value == "memory_ratio"
             threads = f" (threads: {panel['threads'].iloc[0]})" if device == "cpu" else ""
-            what = f"{names[device]}, peak memory" if memory else f"{names[device]}{threads}, {runtime}"
-            axis.set(title=f"{what}, batch {batch}", ylabel="dense peak / peak" if memory else "measured speed-up")
+            what = (
+                f"{names[device]}, peak memory"
+                if memory
+                else f"{names[device]}{threads}, {runtime}"
+            )
+            axis.set(
+                title=f"{what}, batch {batch}",
+                ylabel="dense peak / peak" if memory else "measured speed-up",
+            )
             axis.set(xscale="log", yscale="log")
             for scale in (axis.xaxis, axis.yaxis):
                 scale.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -481,9 +525,9 @@ def fig6_training_curves(
 ) -> tuple[Figure, pd.DataFrame]:
     """Re-training, arm by arm: the validation endpoint of each task, mean over seeds.
 
-    curves: columns criterion, arm, level, progress (share of the run's own steps), task, kept (share
-    of the gap); sizes: shares of the dense network's parameters, by level. Returns the figure and
-    the plotted data.
+    curves: columns criterion, arm, level, progress (share of the run's own steps), task, kept
+    (share of the gap); sizes: shares of the dense network's parameters, by level. Returns the
+    figure and the plotted data.
     """
     cell = ["criterion", "task", "level", "arm"]
     means = curves.groupby([*cell, "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
@@ -507,10 +551,10 @@ def fig6_training_curves(
 
 
 def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.DataFrame]:
-    """Every search of a profile, by phase and size: the validation loss of each trial over its learning rate.
+    """Every search of a profile, by phase and size: validation losses over learning rates.
 
-    A star is the best, crosses at the lower edge are trials that were given up. trials: `tables.collect`'s. Returns the
-    figure and the trials.
+    A star is the best trial, crosses at the lower edge are trials that were given up. trials:
+    `tables.collect`'s. Returns the figure and the trials.
     """
     arms, levels = list(dict.fromkeys(trials["arm"])), sorted(set(trials["level"]))
     figure, axes = _grid(len(arms), len(levels), 5, 2.8, sharex=True)
@@ -523,10 +567,18 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
                 axis.plot(finished["lr"], finished["loss"], ".", color=colour, label=label)
                 best = finished.loc[finished["loss"].idxmin()]
                 axis.plot(best["lr"], best["loss"], "*", color=colour, markersize=12)
-                axis.plot(given_up["lr"], [0.03] * len(given_up), "x", color=colour, transform=axis.get_xaxis_transform())
-            axis.set(title=f"{arm}, {profile.sizes[int(level)]:.0%} of the parameters", ylabel="validation loss")
+                axis.plot(
+                    given_up["lr"], [0.03] * len(given_up), "x", color=colour,
+                    transform=axis.get_xaxis_transform(),
+                )
+            axis.set(
+                title=f"{arm}, {profile.sizes[int(level)]:.0%} of the parameters",
+                ylabel="validation loss",
+            )
             axis.set(xlabel="learning rate", xscale="log", xlim=profile.tuning.lr)
-    _legend_below(figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1])))
+    _legend_below(
+        figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
+    )
     return figure, trials
 
 
@@ -535,12 +587,18 @@ def show_trials(trials: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     finished = trials[trials["state"] == "complete"]
     axes[0].plot(finished["trial"], finished["loss"], "o")
-    axes[0].plot(finished["trial"], finished["loss"].cummin(), color="tab:gray", label="best so far")
+    axes[0].plot(
+        finished["trial"], finished["loss"].cummin(), color="tab:gray", label="best so far"
+    )
     axes[0].set(xlabel="trial", ylabel="validation loss")
     axes[0].legend()
-    marks = axes[1].scatter(finished["lr"], finished["weight_decay"], c=finished["loss"], cmap="viridis_r")
+    marks = axes[1].scatter(
+        finished["lr"], finished["weight_decay"], c=finished["loss"], cmap="viridis_r"
+    )
     given_up = trials[trials["state"] != "complete"]
-    axes[1].plot(given_up["lr"], given_up["weight_decay"], "x", color="tab:gray", label="given up early")
+    axes[1].plot(
+        given_up["lr"], given_up["weight_decay"], "x", color="tab:gray", label="given up early"
+    )
     axes[1].set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight decay")
     figure.colorbar(marks, label="validation loss")
     return figure

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from mtprune_utils import registry
 from mtprune_utils.core.iterative import check_sizes
+from mtprune_utils.core.model import check_fits_imagenet
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.task import Task, channels
 from mtprune_utils.datasets import data_digest, data_tasks
@@ -62,6 +63,8 @@ class Experiment:
         """
         self.data_digest  # looks for the files
         network = architecture(self.profile, channels(self.tasks))
+        if self.profile.pretrained:
+            check_fits_imagenet(network)
         multiple = self.profile.prune.round_to
         if any(width % multiple for width in network.width_list):
             rule = "prune.round_to must divide every width of the dense network"
@@ -241,11 +244,16 @@ class Experiment:
         levels = controls.levels
         return [
             *(self.dense(seed, task) for task in self.tasks),
-            *(self.prune(c, seed, arm=arm) for c in controls.schedules_of for arm in self.schedules),
+            *(
+                self.prune(c, seed, arm=arm)
+                for c in controls.schedules_of
+                for arm in self.schedules
+            ),
             *(self.retrain(c, seed, level) for c in (UNIFORM, "random") for level in levels),
             *(
                 self.retrain(criterion, seed, level, arm)
-                for criterion in criteria for level in levels
+                for criterion in criteria
+                for level in levels
                 for arm in ("scratch_longer", "finetune")
             ),
         ]
@@ -319,7 +327,7 @@ class Run(store.RunFolder):
 
     @cached_property
     def params(self) -> dict:
-        """Every number that the results depend on, upstream runs' names included, as JSON values."""
+        """Every number that the results depend on, upstream runs' names too, as JSON values."""
         profile = self.profile
         if self.stage == "prune":
             changed = self.experiment.schedules.get(self.arm, {})

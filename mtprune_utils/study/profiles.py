@@ -93,7 +93,11 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     groups: dict[str, dict] = {}
     for key, value in (overrides or {}).items():
         group, _, setting = key.rpartition(".")
-        record = getattr(profile, known(group, _settings(profile), "setting", shown=key)) if group else profile
+        record = (
+            getattr(profile, known(group, _settings(profile), "setting", shown=key))
+            if group
+            else profile
+        )
         names = _settings(record) if dataclasses.is_dataclass(record) else {}
         old = getattr(record, known(setting, names, "setting", shown=key))
         if dataclasses.is_dataclass(old):
@@ -123,7 +127,9 @@ def flat(record: dict, prefix: str = "") -> dict:
     """{"dense.steps": 500, ...} of a profile's settings as nested dictionaries."""
     flattened = {}
     for key, value in record.items():
-        flattened |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        flattened |= (
+            flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+        )
     return flattened
 
 

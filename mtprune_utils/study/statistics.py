@@ -66,9 +66,10 @@ def at_sizes(
 ) -> pd.DataFrame:
     """Pruning runs at each size, of the run that was tuned for it or the one that serves all.
 
-    pruned: recovered networks; columns criterion, seed, arm, level (NaN: serves all) and target_level.
-    targets: parameter counts by level. It is the very network whose architecture is re-trained,
-    where its size is right; else `value_at`. One row per criterion, seed, arm and level.
+    pruned: recovered networks; columns criterion, seed, arm, level (NaN: serves all) and
+    target_level. targets: parameter counts by level. It is the very network whose architecture is
+    re-trained, where its size is right; else `value_at`. One row per criterion, seed, arm and
+    level.
     """
     cell = ["criterion", "seed", "arm"]
     points = []
@@ -80,7 +81,9 @@ def at_sizes(
             if len(run):
                 widths = run.loc[(run["parameters"] - size).abs().idxmin(), "widths"]
                 values = {column: value_at(run, size, column) for column in columns}
-                points.append({**dict(zip(cell, names)), "level": level, "widths": widths, **values})
+                points.append({
+                    **dict(zip(cell, names)), "level": level, "widths": widths, **values,
+                })
     return pd.DataFrame(points, columns=[*cell, "level", "widths", *columns])
 
 

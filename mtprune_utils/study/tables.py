@@ -98,8 +98,8 @@ def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
 def restore(experiment: Experiment, figures: Path) -> int:
     """Lay the run folders that the tables know and that are not here, without weights.
 
-    Returns how many. Raises ValueError, in one line that names the file, before anything is laid, if a
-    record or table is not as `collect` wrote it: broken off, edited, merged.
+    Returns how many. Raises ValueError, in one line that names the file, before anything is laid,
+    if a record or table is not as `collect` wrote it: broken off, edited, merged.
     """
     folder = results_folder(experiment.label, figures)
     records, stored = _read(folder)
@@ -144,14 +144,18 @@ def _read(folder: Path) -> tuple[dict[str, dict], dict[str, dict[str, list[dict[
         try:
             record = parse_json(line)
             stage, name, files = record["stage"], record["name"], record["files"]
-            sound = stage in stage_names() and re.fullmatch(r"[\w.-]+", name) and name not in records
+            sound = (
+                stage in stage_names() and re.fullmatch(r"[\w.-]+", name) and name not in records
+            )
             sound = sound and all(type(files[file]) is dict for file in _files(stage))
             if not sound or set(files) != {*_files(stage)}:
                 raise ValueError("not the record of one run")
             {key: files[PROVENANCE][key] for key in ("code", "params")}  # read later on
         except (ValueError, KeyError, TypeError) as error:
             reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{path}: line {number} is damaged ({reason}), {AGAIN}"[:300]) from None
+            raise ValueError(
+                f"{path}: line {number} is damaged ({reason}), {AGAIN}"[:300]
+            ) from None
         records[name] = record
     return records, {name: _read_parts(folder / f"{name}.csv") for name in table_names()}
 

@@ -1,1 +1,4 @@
-"""Tasks, one file each; a data set says which of them it has."""
+"""Tasks, one file each: a function of the file's name makes a `core.task.Task`.
+
+A data set says which of them it has.
+"""

@@ -49,7 +49,9 @@ def texture(rng, kind, a, b, size=96):
         mask = 0.5 * rng.random((size, size)) + 0.4 * smooth_noise(rng, 12, 12)
     elif kind == "border":  # a rug: the whole texture is one rug
         edge = np.minimum(np.minimum(x, 1 - x), np.minimum(y, 1 - y))
-        mask = (edge * rng.uniform(6, 30) % 1 < rng.uniform(0.3, 0.7)) * (edge < rng.uniform(0.1, 0.5))
+        mask = (edge * rng.uniform(6, 30) % 1 < rng.uniform(0.3, 0.7)) * (
+            edge < rng.uniform(0.1, 0.5)
+        )
     elif kind == "picture":
         mask = (smooth_noise(rng, 4, 4) > 0.5) * 0.5 + (
             np.hypot(x - rng.random(), y - rng.random()) < rng.uniform(0.1, 0.4)
@@ -80,11 +82,14 @@ class Room:
 
     def __init__(self, seed):
         self.rng = rng = np.random.default_rng(seed)
-        self.width, self.length, self.height = rng.uniform(2.8, 6.5), rng.uniform(2.8, 6.5), rng.uniform(2.4, 3.2)
+        self.width, self.length, self.height = (
+            rng.uniform(2.8, 6.5), rng.uniform(2.8, 6.5), rng.uniform(2.4, 3.2),
+        )
         self.surfaces, self.materials, self.lights = {}, [], []
         self.frame = np.eye(4)
         sizes = self.width, self.length
-        self.wall_lengths = [sizes[k % 2] for k in range(4)]  # wall frame: x along it, y into the room
+        # A wall's frame: x along it, y into the room.
+        self.wall_lengths = [sizes[k % 2] for k in range(4)]
         corners = [(0, 0), (self.width, 0), (self.width, self.length), (0, self.length)]
         self.walls = [rigid(*corners[k], 0, k * np.pi / 2) for k in range(4)]
         self.on_wall, self.openings = [[] for _ in range(4)], [[] for _ in range(4)]
@@ -108,7 +113,10 @@ class Room:
 
     # materials: each call adds one and returns its index
     def material(self, reflectance, metres=1.0, gloss=None):
-        """A colour (3,) or a texture (H, W, 3) that repeats every so many metres; gloss: microfacet width."""
+        """A colour (3,) or a texture (H, W, 3) that repeats every so many metres.
+
+        gloss: microfacet width.
+        """
         self.materials.append((np.asarray(reflectance, "float32"), metres, gloss))
         return len(self.materials) - 1
 
@@ -118,7 +126,11 @@ class Room:
     def wood(self):
         if self.chance(0.2):
             return self.paint((0, 0.2), (0.75, 1), 0.2)
-        a = self.wood_colour if self.chance(0.7) else colour(self.rng, (0.03, 0.12), (0.2, 0.8), (0.2, 0.9))
+        a = (
+            self.wood_colour
+            if self.chance(0.7)
+            else colour(self.rng, (0.03, 0.12), (0.2, 0.8), (0.2, 0.9))
+        )
         return self.material(
             texture(self.rng, "wood", a, a * self.u(0.25, 0.7)),
             self.u(0.4, 0.9),
@@ -129,23 +141,36 @@ class Room:
         hue = (self.accent - 0.08, self.accent + 0.08) if self.chance(0.5) else (0, 1)
         a = colour(self.rng, hue, (0, 0.8), (0.25, 0.95))
         b = colour(self.rng, (0, 1), (0, 0.5), (0.3, 1))
-        kind = self.rng.choice(["plain", "fabric", "stripes", "plaid", "dots"], p=[0.3, 0.3, 0.16, 0.12, 0.12])
+        kind = self.rng.choice(
+            ["plain", "fabric", "stripes", "plaid", "dots"], p=[0.3, 0.3, 0.16, 0.12, 0.12]
+        )
         if kind == "plain":
             return self.material(a)
-        return self.material(texture(self.rng, kind, a, a * 0.7 if kind == "fabric" else b), self.u(0.4, 0.9))
+        return self.material(
+            texture(self.rng, kind, a, a * 0.7 if kind == "fabric" else b), self.u(0.4, 0.9)
+        )
 
     def metal(self):
         return self.material(np.full(3, self.u(0.05, 0.6)), gloss=0.2)
 
     # surfaces
     def surface(self, name, material, points):
-        """A grid of points (m, n, 3) in the local frame; texture coordinates are arc lengths in metres."""
+        """A grid of points (m, n, 3) in the local frame.
+
+        Texture coordinates are arc lengths in metres.
+        """
         points = np.asarray(points, float)
-        (m, n), steps = points.shape[:2], [np.linalg.norm(np.diff(points, axis=k), axis=2).mean(1 - k) for k in (0, 1)]
+        (m, n), steps = (
+            points.shape[:2],
+            [np.linalg.norm(np.diff(points, axis=k), axis=2).mean(1 - k) for k in (0, 1)],
+        )
         v, u = [np.concatenate([[0], np.cumsum(s)]) for s in steps]
         corner = (np.arange(m - 1)[:, None] * n + np.arange(n - 1)).ravel()
         faces = np.concatenate(
-            [np.stack([corner, corner + 1, corner + n + 1], 1), np.stack([corner, corner + n + 1, corner + n], 1)]
+            [
+                np.stack([corner, corner + 1, corner + n + 1], 1),
+                np.stack([corner, corner + n + 1, corner + n], 1),
+            ]
         )
         world = points.reshape(-1, 3) @ self.frame[:3, :3].T + self.frame[:3, 3]
         uv = np.stack(np.meshgrid(u, v), -1).reshape(-1, 2) / self.materials[material][1]
@@ -165,12 +190,17 @@ class Room:
         side /= np.linalg.norm(side)
         angle = np.linspace(0, 2 * np.pi, segments + 1)[:, None]
         ring = np.cos(angle) * side + np.sin(angle) * np.cross(axis, side)
-        self.surface(name, material, [np.asarray(base) + radius * ring + height * axis for radius, height in profile])
+        self.surface(
+            name, material,
+            [np.asarray(base) + radius * ring + height * axis for radius, height in profile],
+        )
 
     def rod(self, name, material, start, end, radius):
         axis = np.subtract(end, start)
         height = np.linalg.norm(axis)
-        self.lathe(name, material, [(0, 0), (radius, 0), (radius, height), (0, height)], start, axis, 10)
+        self.lathe(
+            name, material, [(0, 0), (radius, 0), (radius, height), (0, height)], start, axis, 10
+        )
 
     def cushion(self, name, material, x, y, z, roundness=0.4):
         """A rounded box (superellipsoid) between (low, high) bounds."""
@@ -178,7 +208,9 @@ class Room:
         def power(a):
             return np.sign(a) * np.abs(a) ** roundness
 
-        latitude, longitude = np.linspace(-np.pi / 2, np.pi / 2, 11)[:, None], np.linspace(0, 2 * np.pi, 25)
+        latitude, longitude = (
+            np.linspace(-np.pi / 2, np.pi / 2, 11)[:, None], np.linspace(0, 2 * np.pi, 25),
+        )
         unit = np.stack(
             [
                 power(np.cos(latitude)) * power(np.cos(longitude)),
@@ -191,13 +223,23 @@ class Room:
         self.surface(name, material, bounds.mean(1) + unit * np.ptp(bounds, axis=1) / 2)
 
     def light(self, name, shape, matrix, radiance, **more):
-        """An emitting Mitsuba shape in the local frame; radiance is RGB (3,) or a texture (H, W, 3)."""
-        self.lights.append((name, shape, self.frame @ matrix, np.asarray(radiance, "float32"), more))
+        """An emitting Mitsuba shape in the local frame.
+
+        radiance: RGB (3,) or a texture (H, W, 3).
+        """
+        self.lights.append((
+            name, shape, self.frame @ matrix, np.asarray(radiance, "float32"), more,
+        ))
 
     # places
     def reserve(self, frame, width, depth, x=0.0, y=0.0):
-        """Take the floor under a (width, depth) rectangle whose back edge is centred on the frame."""
-        xy = np.array([(a, b, 0, 1) for a in (x - width / 2, x + width / 2) for b in (y + 0.0, y + depth)]) @ frame.T
+        """Take the floor under a (width, depth) rectangle, its back edge centred on the frame."""
+        xy = (
+            np.array([
+                (a, b, 0, 1) for a in (x - width / 2, x + width / 2) for b in (y + 0.0, y + depth)
+            ])
+            @ frame.T
+        )
         x0, y0, x1, y1 = *xy[:, :2].min(0), *xy[:, :2].max(0)
         if min(x0, y0) < -0.01 or x1 > self.width + 0.01 or y1 > self.length + 0.01:
             return False
@@ -235,7 +277,7 @@ class Room:
         return None
 
 
-# ------------------------------------------------ furniture (back edge at y = 0, facing +y, z from 0)
+# -------------------------------------------- furniture (back edge at y = 0, facing +y, z from 0)
 def add_shell(r):
     """Floor, ceiling, walls with window openings, door, windows and curtains."""
     w, d, h, u = r.width, r.length, r.height, r.u
@@ -270,7 +312,9 @@ def add_shell(r):
         side = u(0.2, 0.4) if opaque else 0.05
         start = u(0.1 + side, max(r.wall_lengths[k] - width - side - 0.1, 0.2 + side))
         taken = (start - side - 0.08, start + width + side + 0.08, 0 if opaque else low, h)
-        if taken[1] > r.wall_lengths[k] or any(taken[0] < b and q < taken[1] for q, b, *_ in r.on_wall[k]):
+        if taken[1] > r.wall_lengths[k] or any(
+            taken[0] < b and q < taken[1] for q, b, *_ in r.on_wall[k]
+        ):
             continue
         r.on_wall[k].append(taken)
         r.openings[k].append((start, start + width, low, high))
@@ -278,12 +322,18 @@ def add_shell(r):
             r.reserve(r.frame, width + 2 * side, 0.15)
             add_window(r, width, low, high)
             if opaque:
-                add_curtains(r, curtain, width, side, u(0.02, 0.1) if r.chance(0.6) else low - 0.1, high + 0.08)
+                add_curtains(
+                    r, curtain, width, side, u(0.02, 0.1) if r.chance(0.6) else low - 0.1,
+                    high + 0.08,
+                )
     paint = r.paint((0, 0.35), (0.65, 1))
     paper = colour(r.rng, (0, 1), (0, 0.4), (0.5, 0.95))
     second = (
         r.material(
-            texture(r.rng, r.rng.choice(["stripes", "dots", "fabric", "tiles"]), paper, paper * u(0.6, 1.1)),
+            texture(
+                r.rng, r.rng.choice(["stripes", "dots", "fabric", "tiles"]), paper,
+                paper * u(0.6, 1.1),
+            ),
             u(0.5, 1.2),
         )
         if r.chance(0.4)
@@ -300,13 +350,18 @@ def add_shell(r):
             for x0, x1 in itertools.pairwise(xs):
                 for z0, z1 in itertools.pairwise(zs):
                     if not any(a <= x0 < b and c <= z0 < e for a, b, c, e in r.openings[k]):
-                        r.surface("wall", material, [[(x0, 0, z0), (x1, 0, z0)], [(x0, 0, z1), (x1, 0, z1)]])
+                        r.surface(
+                            "wall", material,
+                            [[(x0, 0, z0), (x1, 0, z0)], [(x0, 0, z1), (x1, 0, z1)]],
+                        )
             r.box("wall", skirting, (0, length), (0, 0.012), (0, 0.08))
 
 
 def add_door(r, width, height):
     leaf, frame = (
-        (r.wood(), r.wood()) if r.chance(0.7) else (r.paint(value=(0.3, 1), gloss=0.2), r.paint((0, 0.1), (0.8, 1)))
+        (r.wood(), r.wood())
+        if r.chance(0.7)
+        else (r.paint(value=(0.3, 1), gloss=0.2), r.paint((0, 0.1), (0.8, 1)))
     )
     x = width / 2
     r.box("door", leaf, (-x, x), (0, 0.03), (0, height))
@@ -351,10 +406,16 @@ def add_window(r, width, low, high):
     # what is seen outside: sky above, blurred green and grey below
     rows = np.linspace(0, 1, 64)[:, None]  # upwards: a texture's first row is at v = 0
     sky = colour(r.rng, (0.55, 0.62), (0.02, 0.4), (0.85, 1)) * (0.8 + 0.4 * rows[..., None])
-    ground = colour(r.rng, (0.05, 0.4), (0.05, 0.6), (0.3, 0.7)) * (0.4 + smooth_noise(r.rng, 8, 10, 64)[..., None])
+    ground = colour(r.rng, (0.05, 0.4), (0.05, 0.6), (0.3, 0.7)) * (
+        0.4 + smooth_noise(r.rng, 8, 10, 64)[..., None]
+    )
     horizon = r.u(-0.2, 0.5) + 0.15 * smooth_noise(r.rng, 2, 6, 64)
-    view = np.where((rows > horizon)[..., None], sky, ground) * (r.u(2, 5) if r.day else r.u(0.03, 0.15))
-    pane = np.array([[-x, 0, 0, 0], [0, 0, 1, depth], [0, (high - low) / 2, 0, (low + high) / 2], [0, 0, 0, 1]])
+    view = np.where((rows > horizon)[..., None], sky, ground) * (
+        r.u(2, 5) if r.day else r.u(0.03, 0.15)
+    )
+    pane = np.array([
+        [-x, 0, 0, 0], [0, 0, 1, depth], [0, (high - low) / 2, 0, (low + high) / 2], [0, 0, 0, 1],
+    ])
     r.light("window", "rectangle", pane, view)
     if r.day and r.chance(0.45):  # sunshine: a beam from the pane down into the room
         aim = np.array([r.u(-0.8, 0.8), 1.0, -r.u(0.35, 0.9)])
@@ -362,7 +423,10 @@ def add_window(r, width, low, high):
         left = np.cross((0, 0, 1), aim) / np.linalg.norm(aim[:2])
         beam = np.eye(4)
         beam[:3, :4] = np.stack([left, np.cross(aim, left), aim, (0, depth + 0.06, high - 0.3)], 1)
-        r.light("sun", "spot", beam, np.array([1, 0.85, 0.6]) * r.u(10, 35), cutoff_angle=r.u(14, 26), beam_width=13.0)
+        r.light(
+            "sun", "spot", beam, np.array([1, 0.85, 0.6]) * r.u(10, 35), cutoff_angle=r.u(14, 26),
+            beam_width=13.0,
+        )
 
 
 def add_curtains(r, cloth, width, side, low, high):
@@ -377,7 +441,9 @@ def add_curtains(r, cloth, width, side, low, high):
             for z, t in zip(np.linspace(low, high, 6), np.linspace(0, 1, 6))
         ]
         edge = sign * (width / 2 + side)
-        r.surface("curtain", cloth, [np.stack([edge + (x - edge) * p, y, 0 * x + z], 1) for z, p in pinch])
+        r.surface(
+            "curtain", cloth, [np.stack([edge + (x - edge) * p, y, 0 * x + z], 1) for z, p in pinch]
+        )
     r.rod(
         "curtain",
         r.metal(),
@@ -403,7 +469,10 @@ def add_bed(r, w, d):
     top, sheet = h + u(0.14, 0.25), r.paint((0, 0.3), (0.7, 1))
     r.cushion("bed", sheet, (-x + 0.02, x - 0.02), (0.06, d - 0.05), (h - 0.02, top), 0.15)
     blanket = u(0.35, 0.6)
-    r.cushion("bed", r.cloth(), (-x - 0.02, x + 0.02), (blanket, d - 0.03), (h - u(0, 0.15), top + 0.05), 0.15)
+    r.cushion(
+        "bed", r.cloth(), (-x - 0.02, x + 0.02), (blanket, d - 0.03), (h - u(0, 0.15), top + 0.05),
+        0.15,
+    )
     n, cover = (1 if w < 1.3 else 2), r.cloth() if r.chance(0.5) else r.paint((0, 0.3), (0.6, 1))
     for i in range(n):
         c = -x + w * (i + 0.5) / n
@@ -424,17 +493,24 @@ def add_sofa(r, w, d):
         a = -x + arm + i * step
         r.cushion("sofa", second, (a, a + step), (thick * 0.8, d - 0.01), (seat - 0.14, seat), 0.25)
         r.cushion(
-            "sofa", second, (a, a + step), (thick * 0.6, thick + 0.14), (seat - 0.02, back + u(-0.05, 0.05)), 0.35
+            "sofa", second, (a, a + step), (thick * 0.6, thick + 0.14),
+            (seat - 0.02, back + u(-0.05, 0.05)), 0.35
         )
         if r.chance(0.4):
-            r.cushion("sofa", r.cloth(), (a + 0.05, a + 0.45), (thick + 0.12, thick + 0.26), (seat, seat + 0.36), 0.45)
+            r.cushion(
+                "sofa", r.cloth(), (a + 0.05, a + 0.45), (thick + 0.12, thick + 0.26),
+                (seat, seat + 0.36), 0.45,
+            )
     for a in (-x + 0.05, x - 0.1):
         for b in (0.05, d - 0.1):
             r.box("sofa", r.wood(), (a, a + 0.05), (b, b + 0.05), (0, leg + 0.02))
 
 
 def add_chair(r, style):
-    """A chair centred on the frame that faces +y; style = (kind, two materials, seat and back heights)."""
+    """A chair centred on the frame that faces +y.
+
+    style: (kind, two materials, seat and back heights).
+    """
     kind, hard, soft, seat, back, w = style
     x = w / 2
     if kind == "swivel":
@@ -454,7 +530,8 @@ def add_chair(r, style):
         for a in (-x, x - 0.04):
             for b in (-x, x - 0.04):
                 r.box(
-                    "chair", hard, (a, a + 0.04), (b, b + 0.04), (0, back if b < 0 and kind != "shell" else seat - 0.03)
+                    "chair", hard, (a, a + 0.04), (b, b + 0.04),
+                    (0, back if b < 0 and kind != "shell" else seat - 0.03)
                 )
     if kind == "ladder":
         r.box("chair", hard, (-x, x), (-x, x), (seat - 0.04, seat))
@@ -462,7 +539,10 @@ def add_chair(r, style):
             r.box("chair", hard, (-x, x), (-x + 0.01, -x + 0.03), (z, z + 0.06))
     else:
         r.cushion("chair", soft, (-x, x), (-x, x), (seat - 0.07, seat + 0.02), 0.3)
-        r.cushion("chair", soft, (-x, x), (-x - 0.01, -x + 0.06), (seat + 0.1 if kind == "swivel" else seat, back), 0.3)
+        r.cushion(
+            "chair", soft, (-x, x), (-x - 0.01, -x + 0.06),
+            (seat + 0.1 if kind == "swivel" else seat, back), 0.3,
+        )
     if kind == "swivel":
         r.rod("chair", hard, (0, -x, seat - 0.05), (0, -x - 0.01, seat + 0.2), 0.025)
 
@@ -482,11 +562,16 @@ def chair_style(r):
 def add_table(r, w, d, h):
     """A table or desk of several constructions; its top is offered to clutter."""
     u, x, top, leg = r.u, w / 2, r.wood(), r.wood() if r.chance(0.6) else r.metal()
-    kind, t = r.rng.choice(["legs", "pedestal", "panels", "trestle"], p=[0.5, 0.15, 0.2, 0.15]), u(0.03, 0.06)
+    kind, t = (
+        r.rng.choice(["legs", "pedestal", "panels", "trestle"], p=[0.5, 0.15, 0.2, 0.15]),
+        u(0.03, 0.06),
+    )
     if kind == "pedestal" and w < 1.7 * d:
         a, c = min(w, d) / 2, (0, d / 2, 0)
         r.lathe("table", top, [(0, h - t), (a, h - t), (a, h), (0, h)], c, segments=28)
-        r.lathe("table", leg, [(0, 0), (a * 0.6, 0), (a * 0.5, 0.04), (0.05, 0.1), (0.05, h - t)], c)
+        r.lathe(
+            "table", leg, [(0, 0), (a * 0.6, 0), (a * 0.5, 0.04), (0.05, 0.1), (0.05, h - t)], c
+        )
         w = d = 1.4 * a
         r.tops.append((r.frame @ rigid(0, c[1] - d / 2, h), w, d))
         return
@@ -513,7 +598,9 @@ def add_cabinet(r, w, d, h):
     """Drawers, doors or open shelves with books, in columns."""
     u, wood, x, back, foot = r.u, r.wood(), w / 2, 0.015, r.u(0.0, 0.12)
     front = wood if r.chance(0.6) else r.paint(value=(0.3, 1), gloss=0.3 if r.chance(0.3) else None)
-    kind, t = r.rng.choice(["shelves", "doors", "drawers", "mixed"], p=[0.45, 0.25, 0.15, 0.15]), 0.025
+    kind, t = (
+        r.rng.choice(["shelves", "doors", "drawers", "mixed"], p=[0.45, 0.25, 0.15, 0.15]), 0.025,
+    )
     n, rows = max(1, round(w / u(0.45, 0.9))), max(1, round((h - foot) / u(0.28, 0.42)))
     r.box("cabinet", wood, (-x, x), (0, d), (h - t, h))
     r.box("cabinet", wood, (-x, x), (0, back), (foot, h))
@@ -525,7 +612,10 @@ def add_cabinet(r, w, d, h):
         part = r.rng.choice(["shelves", "doors", "drawers"]) if kind == "mixed" else kind
         if part == "doors":
             r.box("cabinet", front, (a, b - 0.005), (d, d + 0.02), (foot, h - 0.01))
-            r.rod("cabinet", wood, (b - 0.06, d + 0.04, h * 0.5 - 0.08), (b - 0.06, d + 0.04, h * 0.5 + 0.08), 0.012)
+            r.rod(
+                "cabinet", wood, (b - 0.06, d + 0.04, h * 0.5 - 0.08),
+                (b - 0.06, d + 0.04, h * 0.5 + 0.08), 0.012,
+            )
         for j in range(rows):
             z = foot + j * rise
             if part == "drawers":
@@ -562,7 +652,7 @@ def add_books(r, materials, a, b, d, z, room):
 
 
 def add_item(r, w, d, h):
-    """One small thing that stands in (w, d, h) metres: books, box, bowl, vase, bottle, ball, screen."""
+    """A thing that stands in (w, d, h) metres: books, box, bowl, vase, bottle, ball, screen."""
     u = r.u
     size, paint = min(w, d), lambda: r.paint(value=(0.15, 1), gloss=0.15 if r.chance(0.4) else None)
     kind = r.rng.choice(["books", "box", "bowl", "vase", "ball", "screen"])
@@ -583,20 +673,29 @@ def add_item(r, w, d, h):
             r.lathe(
                 "clutter",
                 paint(),
-                [(0, 0.01), (a * 0.5, 0), (a * 0.85, z * 0.5), (a, z), (a * 0.9, z), (a * 0.5, z * 0.3), (0, z * 0.2)],
+                [
+                    (0, 0.01), (a * 0.5, 0), (a * 0.85, z * 0.5), (a, z), (a * 0.9, z),
+                    (a * 0.5, z * 0.3), (0, z * 0.2),
+                ],
             )
         elif kind == "vase":
             z = min(h, u(0.18, 0.5))
             r.lathe(
-                "clutter", paint(), [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)]
+                "clutter", paint(),
+                [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)]
             )
         elif kind == "ball":
             a = min(size, h) * u(0.2, 0.45)
-            r.lathe("clutter", paint(), [(a * np.sin(t), a - a * np.cos(t)) for t in np.linspace(0, np.pi, 11)])
+            r.lathe(
+                "clutter", paint(),
+                [(a * np.sin(t), a - a * np.cos(t)) for t in np.linspace(0, np.pi, 11)],
+            )
         else:
             a, b, z = w * u(0.25, 0.45), d * u(0.25, 0.45), min(h, size * u(0.3, 1.0))
             r.box("clutter", paint(), (-a, a), (-b, b), (0, z))
-            r.box("clutter", paint(), (-a - 0.005, a + 0.005), (-b - 0.005, b + 0.005), (z * 0.8, z))
+            r.box(
+                "clutter", paint(), (-a - 0.005, a + 0.005), (-b - 0.005, b + 0.005), (z * 0.8, z)
+            )
 
 
 def add_plant(r, height):
@@ -613,7 +712,9 @@ def add_plant(r, height):
     long, broad = (height - z - trunk), u(0.15, 0.35)
     for _ in range(r.rng.integers(18, 45)):
         turn, lift, size = u(0, 2 * np.pi), u(0.15, 1.3), long * u(0.6, 1.0)
-        out, across = np.array([np.cos(turn), np.sin(turn), 0]), np.array([-np.sin(turn), np.cos(turn), 0])
+        out, across = (
+            np.array([np.cos(turn), np.sin(turn), 0]), np.array([-np.sin(turn), np.cos(turn), 0]),
+        )
         spine = (0, 0, z + trunk * u(0.5, 1)) + size * (
             t * np.cos(lift) * out * 0.8 + (t * np.sin(lift) - 0.35 * t**2) * (0, 0, 1)
         )
@@ -621,7 +722,8 @@ def add_plant(r, height):
         r.surface(
             "plant",
             leaf[r.rng.integers(2)],
-            np.stack([spine - half, spine, spine + half], 1) + [[[0, 0, 0], [0, 0, -0.01], [0, 0, 0]]],
+            np.stack([spine - half, spine, spine + half], 1)
+            + [[[0, 0, 0], [0, 0, -0.01], [0, 0, 0]]],
         )
 
 
@@ -635,22 +737,33 @@ def add_lamp(r, height, radius):
         r.lathe(
             "lamp",
             r.wood(),
-            [(0, 0), (radius * 0.7, 0), (radius * 0.7, 0.02), (radius * u(0.1, 0.5), tip * 0.3), (0.015, tip * 0.7)],
+            [
+                (0, 0), (radius * 0.7, 0), (radius * 0.7, 0.02), (radius * u(0.1, 0.5), tip * 0.3),
+                (0.015, tip * 0.7),
+            ],
         )
     low, high = sorted((sign * (tip - 0.02), sign * (tip - 0.02 + shade)))
     if r.chance(0.4):
         centre = rigid(0, 0, (low + high) / 2)
         if lit:
-            r.light("lamp", "sphere", centre @ np.diag([radius, radius, radius, 1]), warm(r) * u(2, 6))
+            r.light(
+                "lamp", "sphere", centre @ np.diag([radius, radius, radius, 1]), warm(r) * u(2, 6)
+            )
         else:
             r.lathe(
                 "lamp",
                 r.paint((0, 0.3), (0.6, 1)),
-                [(radius * np.sin(t), (low + high) / 2 - radius * np.cos(t)) for t in np.linspace(0, np.pi, 11)],
+                [
+                    (radius * np.sin(t), (low + high) / 2 - radius * np.cos(t))
+                    for t in np.linspace(0, np.pi, 11)
+                ],
             )
     elif lit:
         radiance = warm(r) * u(2, 6)
-        r.light("lamp", "cylinder", rigid(0, 0, low) @ np.diag([radius, radius, high - low, 1]), radiance)
+        r.light(
+            "lamp", "cylinder", rigid(0, 0, low) @ np.diag([radius, radius, high - low, 1]),
+            radiance,
+        )
         r.light("lamp", "disk", rigid(0, 0, low) @ np.diag([radius, -radius, -1, 1]), radiance)
         r.lathe("lamp", r.paint((0, 0.1), (0.9, 1)), [(radius, high), (0, high)])
     else:
@@ -664,7 +777,10 @@ def warm(r):
 def add_picture(r, w, h):
     """A framed picture centred on the frame, at the wall y = 0."""
     t, frame, edge = r.u(0.02, 0.05), r.wood() if r.chance(0.7) else r.metal(), r.u(0.015, 0.05)
-    art = texture(r.rng, "picture", colour(r.rng, (0, 1), (0, 1), (0.2, 1)), colour(r.rng, (0, 1), (0, 1), (0.1, 1)))
+    art = texture(
+        r.rng, "picture", colour(r.rng, (0, 1), (0, 1), (0.2, 1)),
+        colour(r.rng, (0, 1), (0, 1), (0.1, 1)),
+    )
     r.box("picture", frame, (-w / 2, w / 2), (0, t), (-h / 2, h / 2))
     x, z = w / 2 - edge, h / 2 - edge
     r.surface(
@@ -678,16 +794,21 @@ def add_rug(r, w, d):
     """A rug centred on the frame: rectangular or round."""
     kind = r.rng.choice(["border", "checker", "stripes", "dots", "fabric", "plaid"])
     a, b = colour(r.rng, (0, 1), (0.2, 0.9), (0.2, 0.9)), colour(r.rng, (0, 1), (0, 0.8), (0.2, 1))
-    material = r.material(texture(r.rng, kind, a, b), max(w, d) if kind == "border" else r.u(0.6, 1.5))
+    material = r.material(
+        texture(r.rng, kind, a, b), max(w, d) if kind == "border" else r.u(0.6, 1.5)
+    )
     if r.chance(0.25):
-        r.lathe("rug", material, [(min(w, d) / 2 + 0.01, 0), (min(w, d) / 2, 0.015), (0, 0.015)], segments=32)
+        r.lathe(
+            "rug", material, [(min(w, d) / 2 + 0.01, 0), (min(w, d) / 2, 0.015), (0, 0.015)],
+            segments=32,
+        )
     else:
         r.box("rug", material, (-w / 2, w / 2), (-d / 2, d / 2), (0, 0.015))
 
 
 # ------------------------------------------------------------------------------------------ layout
 def furnish(r):
-    """Fill the room: shell, large furniture, then lamps, pictures, plants, rugs and small things."""
+    """Fill the room: shell, large furniture, lamps, pictures, plants, rugs and small things."""
     add_shell(r)
     u, chance = r.u, r.chance
     kind = r.rng.choice(["bedroom", "living", "dining", "office"], p=[0.33, 0.3, 0.2, 0.17])
@@ -723,7 +844,9 @@ def furnish(r):
                 for sign in (-1, 1)
                 for x in ((np.arange(n) + 0.5) / n - 0.5) * w
             ]
-            places += [(sign * (w / 2 + u(0, 0.2)), 0, sign * np.pi / 2) for sign in (-1, 1) if w > 1.2]
+            places += [
+                (sign * (w / 2 + u(0, 0.2)), 0, sign * np.pi / 2) for sign in (-1, 1) if w > 1.2
+            ]
             for x, y, turn in places:
                 if chance(0.85):
                     with r.at(rigid(x, y, 0, turn + r.rng.normal(0, 0.15))):
@@ -739,7 +862,8 @@ def furnish(r):
     def beds(n=1):
         for _ in range(n):
             wall_item(
-                lambda w, d, h: add_bed(r, w, d), r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]), u(1.95, 2.1), 1.2, rug=True
+                lambda w, d, h: add_bed(r, w, d), r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]),
+                u(1.95, 2.1), 1.2, rug=True
             )
 
     def sofas(n=1):
@@ -799,7 +923,9 @@ def furnish(r):
         for i in range(slots):
             with r.at(frame @ rigid(-w / 2 + (i + 0.5) * w / slots)):
                 space = r.height - r.frame[2, 3] - 0.05
-                what = r.rng.choice(["item", "lamp", "plant", "nothing"], p=[0.45, 0.08, 0.09, 0.38])
+                what = r.rng.choice(
+                    ["item", "lamp", "plant", "nothing"], p=[0.45, 0.08, 0.09, 0.38]
+                )
                 with r.at(rigid(0, d / 2)):
                     if what == "lamp" and space > 0.6:
                         add_lamp(r, u(0.35, 0.55), min(0.4 * d, u(0.09, 0.15)))
@@ -821,7 +947,10 @@ def furnish(r):
             else rigid(u(0.3, 0.7) * r.width, u(0.3, 0.7) * r.length)
         )
         x, y = frame[:2, 3]
-        w, d = [min(u(1.2, 3.2), 2 * (side - 0.1)) for side in (min(x, r.width - x), min(y, r.length - y))]
+        w, d = [
+            min(u(1.2, 3.2), 2 * (side - 0.1))
+            for side in (min(x, r.width - x), min(y, r.length - y))
+        ]
         if min(w, d) > 0.6:
             with r.at(rigid(x, y, 0.001 * len(anchors))):
                 add_rug(r, w, d)
@@ -833,7 +962,12 @@ def furnish(r):
         a = u(0.15, 0.4)
         with r.at(rigid(x, y, h)):
             r.box("lamp", r.metal(), (-a - 0.02, a + 0.02), (-a - 0.02, a + 0.02), (-0.05, 0))
-            r.light("lamp", "rectangle", np.diag([a, -a, -1, 1]) @ rigid(0, 0, 0.055), warm(r) * u(5, 12))
-    if not r.day or not any(r.openings):  # somewhere the light must come from: a panel at the ceiling
+            r.light(
+                "lamp", "rectangle", np.diag([a, -a, -1, 1]) @ rigid(0, 0, 0.055),
+                warm(r) * u(5, 12),
+            )
+    if not r.day or not any(r.openings):  # the light must come from somewhere: a ceiling panel
         with r.at(rigid(r.width * u(0.2, 0.8), r.length * u(0.2, 0.8), h - 0.004)):
-            r.light("lamp", "rectangle", np.diag([u(0.1, 0.3), -u(0.1, 0.3), -1, 1]), warm(r) * u(4, 12))
+            r.light(
+                "lamp", "rectangle", np.diag([u(0.1, 0.3), -u(0.1, 0.3), -1, 1]), warm(r) * u(4, 12)
+            )
