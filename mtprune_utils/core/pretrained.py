@@ -85,10 +85,15 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     for name, value in model.state_dict().items():
         if not torch.is_tensor(value):
             raise ValueError(f"the network's state holds {name}, which is no tensor")
-        if value.isnan().any():
-            raise ValueError(f"the network: {name} holds NaN")
         state[name] = value.detach().cpu().contiguous()
+    _check_numbers(state, "the network")
     return state
+
+
+def _check_numbers(state: dict[str, Tensor], source: str | Path) -> None:
+    for name, tensor in state.items():
+        if tensor.isnan().any():
+            raise ValueError(f"{source}: {name} holds NaN")
 
 
 def _is_of_others(card: Path) -> bool:
@@ -218,6 +223,7 @@ def load_pretrained(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.
     if not isinstance(model, nn.Module):
         raise ValueError(f"builder must make a torch.nn.Module, got a {type(model).__name__}")
     check_fit(model, state, folder / WEIGHTS)
+    _check_numbers(state, folder / WEIGHTS)
     give_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
     if _widths(model) != config.get("widths"):
         raise ValueError(f"{folder}: {CONFIG} tells other widths than {WEIGHTS} has")
@@ -236,7 +242,7 @@ def check_unwrapped(model: nn.Module) -> None:
 
 
 def check_fit(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises ValueError for tensors that are not the network's, hold NaN, or are too large."""
+    """Raises ValueError for tensors that are not the network's, or larger than its own."""
     own = model.state_dict()
     names = sorted(set(own) ^ set(state))
     if names:
@@ -252,17 +258,17 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
             raise ValueError(
                 f"{source}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, expected {expected}"
             )
-        if tensor.isnan().any():
-            raise ValueError(f"{source}: {name} holds NaN")
 
 
 def give_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
     """Give every tensor of the network its shape; what it holds then is not defined."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
+    own = model.state_dict(keep_vars=True)
+    for name, shape in shapes.items():
+        tensor = own[name]
+        if tuple(tensor.shape) != tuple(shape):
             path, _, key = name.rpartition(".")
             module = model.get_submodule(path)
-            empty = torch.empty(shapes[name], dtype=tensor.dtype, device=tensor.device)
+            empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             if isinstance(tensor, nn.Parameter):
                 module._parameters[key] = nn.Parameter(empty, tensor.requires_grad)
             else:

@@ -79,11 +79,12 @@ class Pruner:
         self.uses = cost.uses_of_weights(self.model, self.inputs)
 
     @property
-    def _shared(self) -> list[nn.Parameter]:
-        """What criteria read of the trunk."""
+    def _shared(self) -> dict[str, nn.Parameter]:
+        """What criteria read of the trunk, by name."""
         tensors = dict(self.model.named_parameters())
         made = [m for group in self.groups for m in group.members if m.produces]
-        return [tensors[name] for m in made for name, _ in m.slices if name in tensors]
+        names = [name for m in made for name, _ in m.slices]
+        return {name: tensors[name] for name in names if name in tensors}
 
     def _new_scores(self) -> Scores:
         return Scores(self.criterion, self.groups, self.model, self.generator)
@@ -97,15 +98,14 @@ class Pruner:
         that is no scalar or does not depend on the trunk.
         """
         _expect("losses", losses, dict, "a dictionary, {task: scalar}")
-        self._check_trainable()
-        shared = self._shared
+        read = self._shared
+        _check_trainable(read)
+        shared = list(read.values())
         self._check_losses(losses, shared)
         with _empty_gradients(self.model.parameters()):
             if self.criterion.needs == TASK_GRADIENTS:
-                own = set(map(id, self.model.parameters()))
-                reached = {id(leaf): leaf for loss in losses.values() for leaf in leaves(loss)}
-                if outer := [leaf for key, leaf in reached.items() if key not in own]:
-                    total = sum(losses.values())
+                own, total = set(map(id, self.model.parameters())), sum(losses.values())
+                if outer := [leaf for leaf in leaves(total) if id(leaf) not in own]:
                     torch.autograd.backward(total, inputs=outer, retain_graph=True)
                 self.scores.update(task_backward(losses, self.model, shared))
                 return
@@ -128,17 +128,6 @@ class Pruner:
                 raise ValueError(f"the loss of {task} {expected}, got {got}")
             if not any(id(leaf) in ids for leaf in leaves(loss)):
                 raise ValueError(f"the loss of {task} does not depend on the trunk")
-
-    def _check_trainable(self) -> None:
-        tensors = dict(self.model.named_parameters())
-        made = [m for group in self.groups for m in group.members if m.produces]
-        own = sorted({name for m in made for name, _ in m.slices} & tensors.keys())
-        frozen = [name for name in own if not tensors[name].requires_grad]
-        if frozen:
-            raise ValueError(
-                f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
-                f"{frozen[0]} among them: set requires_grad for as long as you prune, or leave them"
-            )
 
     def size(self) -> dict[str, int]:
         """Filters that can be pruned, the network's parameters, multiply-accumulates a sample."""
@@ -219,7 +208,7 @@ class Pruner:
         model = copy.deepcopy(self.model)
         give_shapes(model, self._dense_shapes)
         with torch.no_grad():
-            for tensor in model.state_dict().values():
+            for tensor in _tensors(model).values():
                 tensor.zero_()
         return model
 
@@ -280,7 +269,7 @@ def _groups(
         _check_outputs_in_training(model, inputs)
         with _StaysDouble():
             unsound = surgery.unsound(model, groups, tuple(map(_varied, inputs)))
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise Untraceable(f"the network cannot be copied or run by itself ({reason})") from error
     if len(unsound) == len(groups):
@@ -289,13 +278,22 @@ def _groups(
     return [group for group in groups if group.root not in unsound], reasons | unsound
 
 
+def _check_trainable(read: dict[str, nn.Parameter]) -> None:
+    frozen = sorted(name for name, parameter in read.items() if not parameter.requires_grad)
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
+            f"{frozen[0]} among them: set requires_grad for as long as you prune, or leave them"
+        )
+
+
 def _check_outputs_in_training(model: nn.Module, inputs: tuple) -> None:
     """Raises Untraceable for outputs that there are in training only: nobody traces those."""
-    names = []
+    tried, names = copy.deepcopy(model), []
     with torch.no_grad():
         for mode in (False, True):
             try:
-                names.append(set(outputs_of(copy.deepcopy(model).train(mode)(*inputs))))
+                names.append(set(outputs_of(tried.train(mode)(*inputs))))
             except ValueError:  # batch norm takes no single value in training
                 return
     if odd := sorted(names[0] ^ names[1]):
