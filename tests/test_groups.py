@@ -145,6 +145,29 @@ def test_no_choice_breaks_a_shape_down_to_the_last_filter(backbone):
         assert sum(p.numel() for p in model.parameters()) == count_parameters(model.architecture)
 
 
+BACKWARD = """
+import sys, torch
+from mtprune_utils.core.model import Architecture, build
+for stride in (8, 16, 32):
+    dense = Architecture({"a": 3, "b": 2}, sys.argv[1], stride, head_width=8)
+    for least in (1, 5):
+        model = build(dense.narrowed(0.001, least), 0).train().to(memory_format=torch.channels_last)
+        images = torch.rand(4, 3, 96, 96).contiguous(memory_format=torch.channels_last)
+        for _ in range(3):
+            sum(output.square().mean() for output in model(images).values()).backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())
+print("trained")
+"""
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_the_narrowest_networks_go_backward_as_training_lays_them_out(backbone):
+    """In a process of its own: a strided convolution of PyTorch's once took it down."""
+    command = [sys.executable, "-c", BACKWARD, backbone]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (0, "trained\n"), run.stderr
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_a_finer_stride_computes_what_the_coarser_one_does_and_more(backbone):
     """Where strides become dilations, every fourth feature of stride 8 is one of stride 32."""
@@ -214,10 +237,11 @@ def test_imagenet_weights_make_torchvisions_features(backbone, monkeypatch):
     monkeypatch.setattr(weights, "get_state_dict", lambda self, **safely: source.state_dict())
     trunk = get_backbone(backbone)(32)
     trunk.load_state_dict(pretrained_state(backbone))
+    source, trunk = source.double(), trunk.double()  # random weights make sums that cancel
     theirs = []
     for part in source.children():
         part.register_forward_hook(lambda module, given, output: theirs.append(output))
-    images = torch.rand(1, 3, 96, 64)
+    images = torch.rand(1, 3, 96, 64, dtype=torch.float64)
     with torch.no_grad():
         ours = trunk.eval()(images)
         source(images)

@@ -8,6 +8,17 @@ STRIDES = {8: (False, True, True), 16: (False, False, True), 32: (False, False, 
 PARTS = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 
+class EverySecondPixel(nn.Conv2d):
+    """A 1 x 1 convolution of stride 2, as one of stride 1 on every second pixel: the same numbers.
+
+    In PyTorch 2.14 on a CPU, channels-last, the strided one's backward pass corrupts memory where
+    it has fewer than eight input channels, as pruned networks have.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features[..., ::2, ::2])
+
+
 def resnet(name: str, stride: int) -> nn.Sequential:
     """stride: the last stages are dilated instead, as in DeepLab (8 and 16).
 
@@ -23,7 +34,15 @@ def resnet(name: str, stride: int) -> nn.Sequential:
         if dilated:
             _dilate(stage, dilation)
             dilation *= 2
+        _replace_strided(stage[0])
     return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in PARTS))
+
+
+def _replace_strided(block: nn.Module) -> None:
+    shortcut = block.downsample[0]
+    if shortcut.stride == (2, 2):
+        channels = shortcut.in_channels, shortcut.out_channels
+        block.downsample[0] = EverySecondPixel(*channels, 1, bias=False)
 
 
 def _dilate(stage: nn.Module, before: int) -> None:
