@@ -104,7 +104,7 @@ def test_outputs_may_be(kind):
 
 # --- the gradient ---
 
-@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "magnitude"])
+@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "l1"])
 def test_backward_gives_the_gradient_of_the_sum_and_touches_nothing_else(criterion):
     model = chain()
     plain = copy.deepcopy(model)
@@ -380,7 +380,7 @@ def test_by_layer_each_keeps_the_same_share():
 def test_layers_are_left_alone_on_demand():
     model = chain()
     for leave in ((model.trunk[3],), ("trunk.3",), ["trunk.3"]):
-        pruner = Pruner(model, (IMAGES,), model.trunk, "magnitude", leave=leave)
+        pruner = Pruner(model, (IMAGES,), model.trunk, "l1", leave=leave)
         assert pruner.left_alone == {"trunk.3": "trunk.3 is to be left alone"}
         assert list(pruner.widths()) == ["trunk.0", "trunk.5"]
     pruner.prune(filters=30)
@@ -400,12 +400,12 @@ def test_a_network_down_to_its_last_filters_is_met_as_such():
 
 def test_the_tables_shares_are_what_goes_when_all_filters_but_one_go():
     model = Net(Branches("residual"), 10).double()
-    whole = Pruner(model, (IMAGES,), "trunk", "magnitude")
+    whole = Pruner(model, (IMAGES,), "trunk", "l1")
     table = whole.table()
     assert list(table["first layer"]) == list(whole.widths())
     for i, row in table.iterrows():
         alone = copy.deepcopy(model)
-        pruner = Pruner(alone, (IMAGES,), "trunk", "magnitude")
+        pruner = Pruner(alone, (IMAGES,), "trunk", "l1")
         chosen = [torch.arange(g.units - 1 if j == i else 0) for j, g in enumerate(pruner.groups)]
         pruner.remove(chosen)
         with FlopCounterMode(display=False) as counter:
@@ -456,7 +456,7 @@ def head_only(pruner, model):
 
 
 def goal(**given):
-    return after(lambda pruner, model: pruner.prune(**given), "magnitude")
+    return after(lambda pruner, model: pruner.prune(**given), "l1")
 
 
 def loss(value):
@@ -513,11 +513,11 @@ REFUSED = {
     "text": (goal(macs="0.3"), "macs is a share between 0 and 1, got '0.3'"),
     "nothing": (goal(latency=float("nan")), "latency is a share between 0 and 1, got nan"),
     "out of reach": (
-        after(lambda p, m: p.prune(macs=0.1), "magnitude", min_filters=8),
+        after(lambda p, m: p.prune(macs=0.1), "l1", min_filters=8),
         r"macs cannot come down to 0.1: with min_filters=8 everywhere, 0.\d\d\d is left",
     ),
     "out of reach in multiples": (
-        after(lambda p, m: p.prune(parameters=0.2), "magnitude", round_to=8),
+        after(lambda p, m: p.prune(parameters=0.2), "l1", round_to=8),
         r"parameters cannot come down to 0.2: .*0.\d\d\d is left",
     ),
     "another's optimizer": (
@@ -584,12 +584,12 @@ def test_a_folder_that_contradicts_itself_is_refused_in_one_line(spoil, message,
 
 def test_the_card_tells_criterion_sizes_metrics_and_draws_the_widths(tmp_path):
     model = chain()
-    pruner = Pruner(model, (IMAGES,), criterion="magnitude")
+    pruner = Pruner(model, (IMAGES,), criterion="l1")
     pruner.prune(filters=5)
     save_pretrained(model, tmp_path, builder=chain, pruner=pruner, metrics={"accuracy": (0.9, 0.8)})
     card = (tmp_path / "README.md").read_text()
     before, after = (f"{count['parameters']:,}" for count in (pruner.dense, pruner.size()))
-    for said in ("magnitude", f"| parameters | {before} | {after} |", "| accuracy | 0.9 | 0.8 |"):
+    for said in ("l1", f"| parameters | {before} | {after} |", "| accuracy | 0.9 | 0.8 |"):
         assert said in card
     assert "SHA-256" in card and "widths.svg" in card
     assert (tmp_path / "widths.svg").read_text().count("<rect") == 1 + 2 * 5, "two for each layer"

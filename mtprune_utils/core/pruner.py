@@ -206,6 +206,7 @@ class Pruner:
         """Remove chosen filters: one tensor of distinct indices per group."""
         self.groups = surgery.remove(self.model, self.groups, chosen, optimizer)
         self._measure_uses()
+        self.scores.close()
         self.scores = self._new_scores()
 
     def table(self) -> "pd.DataFrame":
