@@ -504,7 +504,7 @@ REFUSED = {
     ),
     "no losses": (after(lambda p, m: p.backward({})), "losses is empty"),
     "too early": (after(lambda p, m: p.prune(filters=1)), "has seen none: train before choosing"),
-    "no goal": (goal(), "say filters, parameters, macs or latency: one of them"),
+    "no goal": (goal(), "say filters, parameters, macs, latency or growth: one of them"),
     "two goals": (goal(filters=3, macs=0.5), "one of them"),
     "too many filters": (goal(filters=46), "only 45 are above the floor of 1 per layer"),
     "half a filter": (goal(filters=0.5), "a number of filters, a whole number from 0, got 0.5"),

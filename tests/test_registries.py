@@ -32,6 +32,7 @@ from mtprune_utils.core.task import numbers
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.datasets import data_digest, data_tasks, load_dataset
 from mtprune_utils.files import read_json, read_table
+from mtprune_utils.rankings import get_ranking
 from mtprune_utils.schedules import get_schedule
 from mtprune_utils.stages import get_stage, stage_names
 from mtprune_utils.study import store
@@ -39,7 +40,7 @@ from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 from test_real_data import cityscapes, mtan
 
-REGISTRIES = ("criteria", "tasks", "datasets", "backbones", "schedules", "stages")
+REGISTRIES = ("criteria", "tasks", "datasets", "backbones", "schedules", "stages", "rankings")
 
 
 def entries(folder: str):
@@ -857,6 +858,56 @@ def test_geometric_takes_a_share_of_what_is_left_in_as_many_removals_as_fixed(to
     shares = [after / before for before, after in itertools.pairwise([total, *geometric])]
     if spare and min(geometric) > 50:  # where rounding hardly counts
         assert shares == pytest.approx([(1 - spare / total) ** (1 / len(fixed))] * len(fixed), 0.02)
+
+
+@pytest.mark.parametrize("total, spare, step", CASES)
+def test_cubic_removes_ever_fewer_and_one_shot_all_at_once(total, spare, step):
+    cubic, fixed = (get_schedule(name)(total, spare, step) for name in ("cubic", "fixed"))
+    assert len(cubic) == len(fixed)
+    taken = [before - after for before, after in itertools.pairwise([total, *cubic])]
+    assert all(a + 1 >= b for a, b in itertools.pairwise(taken)), "to rounding"
+    if spare > 1000:
+        n = len(cubic)
+        gone = [(total - left) / spare for left in cubic]
+        assert gone == pytest.approx([1 - (1 - i / n) ** 3 for i in range(1, n + 1)], abs=0.01)
+    assert get_schedule("one_shot")(total, spare, step) == fixed[-1:]
+
+
+# --- rankings ---
+
+def layers_of(seed: int, ties: bool = False) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = [10.0**-i * torch.rand(5 + 3 * i, generator=generator) for i in range(4)]
+    return [(3 * of / of.max()).round() for of in scores] if ties else scores
+
+
+@entries("rankings")
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_ranking_keeps_the_order_within_each_layer_and_does_not_touch_the_scores(name, ties):
+    for seed in range(10):
+        scores = layers_of(seed, ties)
+        before = [of.clone() for of in scores]
+        found = get_ranking(name)(scores)
+        for of, own, same in zip(scores, found, before, strict=True):
+            assert torch.equal(of, same) and own.shape == of.shape and own.is_floating_point()
+            assert own.isfinite().all() and torch.equal(ranks(of), ranks(own))
+
+
+def test_each_ranking_is_what_it_says():
+    scores = layers_of(0)
+    assert all(map(torch.equal, get_ranking("global")(scores), scores))
+    for of, places, lamp in zip(scores, get_ranking("layer")(scores), get_ranking("lamp")(scores)):
+        for i, own in enumerate(of.tolist()):
+            assert places[i].item() == pytest.approx(sum(s < own for s in of.tolist()) / len(of))
+            share = own / sum(s for s in of.tolist() if s >= own)
+            assert lamp[i].item() == pytest.approx(share, rel=1e-12)
+        assert lamp.max() == 1
+
+
+def test_lamp_refuses_scores_below_zero_and_takes_a_layer_of_zeros():
+    with pytest.raises(ValueError, match="lamp takes shares of scores, and some are below 0"):
+        get_ranking("lamp")([torch.tensor([0.5, -0.1])])
+    assert torch.equal(get_ranking("lamp")([torch.zeros(3)])[0], torch.zeros(3).double())
 
 
 # --- stages ---
