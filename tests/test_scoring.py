@@ -153,7 +153,7 @@ def test_jacobian_is_twice_taylor_where_one_layer_reads(architecture, backbone):
 # --- what is refused ---
 
 @pytest.mark.parametrize("given, message", [
-    (lambda n: torch.zeros(n + 1, 2), "must return statistics per filter, a tensor of shape .*, got shape"),
+    (lambda n: torch.zeros(n + 1, 2), "statistics per filter, a tensor of shape .*, got shape"),
     (lambda n: {"a": torch.zeros(n), "b": torch.zeros(2)}, "as b a tensor of shape .*, got shape"),
     (lambda n: {}, "got dict"), (lambda n: None, "got NoneType"),
     (lambda n: {"a": torch.full((n,), torch.nan)}, "gave a score that is NaN"),
@@ -169,7 +169,7 @@ def test_statistics_are_checked_and_named(model, given, message):
 
 @pytest.mark.parametrize("combine, message", [
     (lambda means, signals: means[1:], "must combine scores of 13 groups, got 12"),
-    (lambda means, signals: [of[:1] for of in means], "must combine one score per filter, .*, got shape"),
+    (lambda means, signals: [of[:1] for of in means], "must combine one score .*, got shape"),
     (lambda means, signals: [of[:, 0] / 0 for of in means], "gave a score that is NaN"),
 ])
 def test_what_is_combined_is_checked_and_named(model, combine, message):

@@ -89,16 +89,16 @@ def within_bound(
         order, width = score.argsort(stable=True), len(score)
         kept = [n for n in range(max(floor, 1), width) if n % multiple == 0]
         counts = [0, *(width - n for n in reversed(kept))]  # of units that may go
-        tried = {0: (chosen[i], before)}
-
-        def too_many(count: int) -> bool:
-            units = order[:count].sort().values
+        low, high, best = 0, len(counts) - 1, (chosen[i], before)
+        while low < high:  # counts[low] fits, what is beyond counts[high] does not
+            middle = (low + high + 1) // 2
+            units = order[: counts[middle]].sort().values
             after = losses([*chosen[:i], units, *chosen[i + 1:]])
-            tried[count] = units, after
-            return not all(after[k] <= loss + bound * abs(loss) for k, loss in before.items())
-
-        at = bisect_left(counts, True, lo=1, key=too_many) - 1
-        chosen[i], before = tried[counts[at]]
+            if all(after[task] <= loss + bound * abs(loss) for task, loss in before.items()):
+                low, best = middle, (units, after)
+            else:
+                high = middle - 1
+        chosen[i], before = best
     return chosen
 
 
