@@ -19,6 +19,7 @@ from mtprune_utils.core.scoring import (
 )
 from mtprune_utils.core.signals import backward
 from mtprune_utils.criteria import get_criterion
+from mtprune_utils.criteria._shared import ranks, shares
 from test_criteria import losses_of
 
 CRITERIA = registry.names("criteria")
@@ -123,6 +124,15 @@ def test_a_vote_is_on_averages(model):
     scores = Scores(own, [group], model)
     scores.update(), scores.update()
     assert scores.sums[0]["value"].tolist() == [4, 3] and scores.mean()[0].tolist() == [1, 0]
+
+
+def test_equal_values_share_a_rank_and_a_task_without_gradients_has_no_share():
+    values = torch.tensor([[3.0, 0.0], [1.0, 0.0], [3.0, 0.0], [2.0, 0.0]])
+    places = torch.tensor([[2.5, 1.5], [0.0, 1.5], [2.5, 1.5], [1.0, 1.5]])
+    assert torch.equal(ranks(values), places) and torch.equal(ranks(values[:, 0]), places[:, 0])
+    found = shares(values)
+    torch.testing.assert_close(found[:, 0], values[:, 0] / 9)
+    assert not found[:, 1].any()
 
 
 def test_fisher_takes_weights_as_they_are_when_filters_are_chosen(model):
