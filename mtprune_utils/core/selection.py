@@ -72,13 +72,14 @@ def within_bound(
     """Layer by layer the most of its lowest units that leave every task's loss within a bound.
 
     After Ye et al., Performance-Aware Approximation of Global Channel Pruning for Multitask CNNs,
-    TPAMI 2023 (PAGCP), from the paper. scores, floor, multiple, and what is returned: as in
-    `select`; scores are compared within their group only. losses(chosen): {task: validation loss}
-    of the network without the chosen units. bound: how much of itself each loss may grow by each
-    group's removal, those of the groups before it done: the worst task's growth counts, and over G
-    groups a loss may grow by (1 + bound)^G in all. How many go is found by halving, which takes
-    losses to rise with the number: whatever they do, what is returned keeps the bound. About
-    log2(units) calls of `losses` a group. Raises ValueError for a score that is NaN.
+    TPAMI 2023 (PAGCP), from its description alone; that growth is counted from the network before
+    each layer, and that layers go in their order, is our reading. scores, floor, multiple, and what
+    is returned: as in `select`; scores are compared within their group only. losses(chosen): {task:
+    validation loss} of the network without the chosen units. bound: how much of itself each loss
+    may grow by each group's removal, those of the groups before it done: the worst task's growth
+    counts, and over G groups a loss may grow by (1 + bound)^G in all. How many go is found by
+    halving, which takes losses to rise with the number: whatever they do, what is returned keeps
+    the bound. About log2(units) calls of `losses` a group. Raises ValueError for a NaN score.
     """
     scores = [of.cpu() for of in scores]
     if any(of.isnan().any() for of in scores):
