@@ -25,7 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -209,50 +209,61 @@ def steps(session: Session) -> None:
         ("float32", last, "tuned", three, whole),
         ("float32", "contiguous", "tuned", three, whole),
     ]
-    cases, highest, flops = {}, {}, {}
-    for precision, layout, kernels, which, kinds in plan:
-        tf32 = precision != "float32"
-        with computing(tf32, kernels != "by rule"):
-            for network in which:
-                for kind in kinds:
-                    key = {
-                        "network": network, "step": kind, "precision": precision,
-                        "layout": layout, "kernels": kernels,
-                    }
-                    if table.find(**key):
-                        continue
-                    session.check()
-                    arithmetic = "bf16" if precision == "bf16" else "float32"
-                    if precision not in highest:
-                        case = Case(replace(session.paper, precision=arithmetic))
-                        cases[precision] = case
-                        highest[precision] = peaks(
-                            session.device, arithmetic, tf32, session.side, session.seconds
-                        )
-                    case, best = cases[precision], highest[precision]
-                    architecture = networks(case.architecture)[network]
-                    if (network, kind) not in flops:
-                        flops[network, kind] = step_flops(case, architecture, STEPS[kind])
-                    gc.collect()  # a learning rate's schedule and its optimizer hold each other
-                    if session.device.type == "cuda":
-                        torch.cuda.reset_peak_memory_stats()
-                    if kernels == "compiled":
-                        step, compiling = case.compiled(session.backend)
-                    else:
-                        step, compiling = step_of(case, STEPS[kind], architecture, layout), 0.0
-                    first, times = measured(step, session.seconds)
-                    done = flops[network, kind] / times[1]
-                    gpu = session.device.type == "cuda"
-                    memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else math.nan
-                    table.add(key | {
-                        "steps_per_second": 1 / times[1], "low": 1 / times[2],
-                        "high": 1 / times[0], "tflops_per_second": done / 1e12,
-                        "share_of_matrix_peak": done / max(best.values()),
-                        "product_tflops": best["product"] / 1e12,
-                        "convolution_tflops": best["convolution"] / 1e12,
-                        "first_seconds": first + compiling, "peak_gib": memory,
-                    } | described())
-                    del step
+    keys = [
+        {
+            "network": network, "step": kind, "precision": precision, "layout": layout,
+            "kernels": kernels,
+        }
+        for precision, layout, kernels, which, kinds in plan
+        for network in which for kind in kinds
+    ]
+    case_of = cache(lambda arithmetic: Case(replace(session.paper, precision=arithmetic)))
+    flops_of = cache(lambda network, kind: step_flops(
+        case_of("float32"), networks(case_of("float32").architecture)[network], STEPS[kind]
+    ))
+    peaks_of = cache(lambda precision: peaks(
+        session.device, arithmetic_of(precision), precision != "float32", session.side,
+        session.seconds,
+    ))
+    for key in keys:
+        if table.find(**key):
+            continue
+        session.check()
+        precision, case = key["precision"], case_of(arithmetic_of(key["precision"]))
+        with computing(precision != "float32", key["kernels"] != "by rule"):
+            found, best = timed_step(session, case, key), peaks_of(precision)
+        done = flops_of(key["network"], key["step"]) * found["steps_per_second"]
+        shares = {
+            "tflops_per_second": done / 1e12, "share_of_matrix_peak": done / max(best.values()),
+            "product_tflops": best["product"] / 1e12,
+            "convolution_tflops": best["convolution"] / 1e12,
+        }
+        rates = {name: found.pop(name) for name in ("steps_per_second", "low", "high")}
+        table.add(key | rates | shares | found | described())
+
+
+def arithmetic_of(precision: str) -> str:
+    """The profile's precision; TF32 is a switch of the GPU's."""
+    return "bf16" if precision == "bf16" else "float32"
+
+
+def timed_step(session: Session, case: Case, key: dict[str, str]) -> dict[str, float]:
+    """Steps per second (median, low, high), seconds of the first, and the GPU's memory."""
+    gc.collect()  # a learning rate's schedule and its optimizer hold each other
+    gpu = session.device.type == "cuda"
+    if gpu:
+        torch.cuda.reset_peak_memory_stats()
+    if key["kernels"] == "compiled":
+        step, compiling = case.compiled(session.backend)
+    else:
+        network = networks(case.architecture)[key["network"]]
+        step, compiling = step_of(case, STEPS[key["step"]], network, key["layout"]), 0.0
+    first, times = measured(step, session.seconds)
+    memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else math.nan
+    return {
+        "steps_per_second": 1 / times[1], "low": 1 / times[2], "high": 1 / times[0],
+        "first_seconds": first + compiling, "peak_gib": memory,
+    }
 
 
 # --- a complete run ---

@@ -252,7 +252,11 @@ def measure(
             f"full width, {precision}, batch {profile.batch_size}, {profile.crop} x {profile.crop}"
         )
 
-    for profile, setting, calls in ((quick, "quick", 5), (small, full(small), 1)):
+    residual = replace(quick, backbone="resnet18")
+    settings = (
+        (quick, "quick", 5), (residual, "quick, ResNet-18", 5), (small, full(small), 1),
+    )
+    for profile, setting, calls in settings:
         case, how = Case(profile), (rounds, calls)
         by_hand, batched = case.minimal, case.minimal(batched=True)
         yield row("taylor_over_plain", setting, case.step("taylor"), case.step(), *how)

@@ -66,13 +66,13 @@ def test_no_tasks_loss_grows_by_more_at_any_layer():
     dense = {task: float(loss) for task, loss in validation_of(model).items()}
     before, bound = copy.deepcopy(model), 0.02
     groups = pruner.groups
-    size = pruner.prune(growth=bound, losses=validation)
+    size = pruner.prune(growth=bound, losses=validation, optimizer=None)
     assert model.training and size["filters"] < sum(group.units for group in groups)
     for task, loss in validation_of(model).items():
         assert float(loss) <= dense[task] * (1 + bound) ** len(groups)
     assert {name for name, _ in before.named_parameters()} == dict(model.named_parameters()).keys()
     with pytest.raises(RuntimeError, match="seen none"):
-        pruner.prune(growth=bound, losses=validation)
+        pruner.prune(growth=bound, losses=validation, optimizer=None)
 
 
 def validation_of(model: nn.Module) -> dict:
@@ -87,10 +87,10 @@ def test_where_nothing_fits_nothing_goes_and_without_a_bound_all_but_the_floor()
     model = chain()
     dense = dict(Pruner(model, (IMAGES,), "trunk").widths())
     pruner = scored(model, min_filters=4)
-    pruner.prune(growth=0.0, losses=worse)
+    pruner.prune(growth=0.0, losses=worse, optimizer=None)
     assert pruner.widths() == dense
     pruner.backward(losses_of(model))
-    pruner.prune(growth=0.0, losses=better)
+    pruner.prune(growth=0.0, losses=better, optimizer=None)
     assert set(pruner.widths().values()) == {4}
 
 
@@ -107,5 +107,5 @@ def test_what_makes_no_bound_is_one_line(given, message):
     pruner = scored(chain())
     before = pruner.widths()
     with pytest.raises(ValueError, match=message):
-        pruner.prune(**given)
+        pruner.prune(optimizer=None, **given)
     assert pruner.widths() == before

@@ -18,7 +18,7 @@ from mtprune_utils.core.model import Architecture, build
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Criterion, Scores
 from mtprune_utils.core.signals import backward, task_backward
 from mtprune_utils.criteria import get_criterion
-from mtprune_utils.files import read_json, write_json
+from mtprune_utils.files import checksum, read_json, write_json
 from test_groups import silence
 
 IMAGES = torch.rand(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -98,7 +98,7 @@ def test_outputs_may_be(kind):
     assert pruner.widths() == {"trunk.0": 12, "trunk.3": 16, "trunk.5": 20}
     outputs = Net.forward(model, IMAGES)
     pruner.backward({task: output.square().mean() for task, output in outputs.items()})
-    assert pruner.prune(filters=9)["filters"] == 39
+    assert pruner.prune(filters=9, optimizer=None)["filters"] == 39
     assert numel(model) == pruner.size()["parameters"]
 
 
@@ -267,7 +267,7 @@ def test_norms_without_a_scale_are_cut(norm):
     pruner = scored(model, "cosprune")
     masked, chosen = copy.deepcopy(model), [torch.tensor([1, 4, 9])]
     silence(masked, pruner.groups, chosen)
-    pruner.remove(chosen)
+    pruner.remove(chosen, None)
     assert len(model.trunk[0].weight) == 7
     if norm.track_running_stats:
         assert norm.num_features == 7
@@ -285,7 +285,7 @@ def test_layer_norm_sees_the_channels_that_are_left():
     dense, pruner = copy.deepcopy(model.trunk), scored(model)
     gone = torch.tensor([0, 5, 6])
     kept = [i for i in range(12) if i not in gone]
-    pruner.remove([gone, torch.tensor([3])])
+    pruner.remove([gone, torch.tensor([3])], None)
     hidden = dense[1](IMAGES.flatten(1))[:, kept]
     hidden = F.layer_norm(hidden, (9,), dense[2].weight[kept], dense[2].bias[kept])
     expected = F.linear(F.gelu(hidden), dense[4].weight[:, kept], dense[4].bias)
@@ -310,7 +310,7 @@ class SelfSimilar(nn.Module):
 def test_costs_are_measured_anew_after_a_removal():
     model = Net(SelfSimilar(), 10).double()
     pruner = scored(model)
-    pruner.prune(filters=3)
+    pruner.prune(filters=3, optimizer=None)
     with FlopCounterMode(display=False) as counter:
         model(IMAGES)
     assert pruner.size()["macs"] == counter.get_total_flops() / 2 / len(IMAGES)
@@ -323,7 +323,7 @@ def test_filters_go_by_number_lowest_first():
     pruner = scored(model)
     flat = torch.cat(pruner.scores.mean()).sort().values
     expected = {r: int((s > flat[10]).sum()) for r, s in zip(pruner.widths(), pruner.scores.mean())}
-    assert pruner.prune(filters=11) == pruner.size() and pruner.widths() == expected
+    assert pruner.prune(filters=11, optimizer=None) == pruner.size() and pruner.widths() == expected
     assert pruner.scores.batches == 0, "scores begin anew"
 
 
@@ -332,7 +332,7 @@ def test_filters_go_by_number_lowest_first():
 def test_shares_are_reached_with_as_few_filters_as_it_takes(goal, ranking):
     def left(**given):
         pruner = scored(chain(), ranking=ranking)
-        return pruner.prune(**given), pruner.dense
+        return pruner.prune(**given, optimizer=None), pruner.dense
 
     ours, dense = left(**{goal: 0.4})
     gone = dense["filters"] - ours["filters"]
@@ -344,19 +344,19 @@ def test_shares_are_of_the_network_as_it_was_first_met(monkeypatch):
     monkeypatch.setattr(cost, "latency", lambda model, inputs: float(numel(model)))
     model = chain()
     whole, pruner = numel(model), scored(model)
-    pruner.prune(parameters=0.7)
+    pruner.prune(parameters=0.7, optimizer=None)
     pruner.backward(losses_of(model))
-    pruner.prune(latency=0.5)
+    pruner.prune(latency=0.5, optimizer=None)
     assert pruner.dense["latency"] == whole == pruner.dense["parameters"]
     assert 0.4 * whole < numel(model) <= 0.5 * whole
     pruner.backward(losses_of(model))
-    assert pruner.prune(macs=0.2)["macs"] <= 0.2 * pruner.dense["macs"]
+    assert pruner.prune(macs=0.2, optimizer=None)["macs"] <= 0.2 * pruner.dense["macs"]
 
 
 def test_latency_is_measured_in_seconds_and_leaves_the_network_as_it_is():
     model = chain()
     pruner = scored(model)
-    pruner.prune(latency=0.9)
+    pruner.prune(latency=0.9, optimizer=None)
     assert 0 < pruner.dense["latency"] < 1 and model.training
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -365,14 +365,14 @@ def test_latency_is_measured_in_seconds_and_leaves_the_network_as_it_is():
 def test_every_layer_keeps_its_least_and_a_multiple(goal):
     model = chain()
     pruner = scored(model, min_filters=6, round_to=4)
-    pruner.prune(**goal)
+    pruner.prune(**goal, optimizer=None)
     assert all(width >= 8 and width % 4 == 0 for width in pruner.widths().values())
     assert pruner.size()["filters"] < 48
 
 
 def test_by_layer_each_keeps_the_same_share():
     pruner = scored(chain(), ranking="layer")
-    pruner.prune(filters=24)
+    pruner.prune(filters=24, optimizer=None)
     shares = [new / old for new, old in zip(pruner.widths().values(), (12, 16, 20))]
     assert shares == pytest.approx([0.5] * 3, abs=1 / 12)
 
@@ -383,17 +383,17 @@ def test_layers_are_left_alone_on_demand():
         pruner = Pruner(model, (IMAGES,), model.trunk, "l1", leave=leave)
         assert pruner.left_alone == {"trunk.3": "trunk.3 is to be left alone"}
         assert list(pruner.widths()) == ["trunk.0", "trunk.5"]
-    pruner.prune(filters=30)
+    pruner.prune(filters=30, optimizer=None)
     assert model.trunk[3].out_channels == 16 and pruner.size()["filters"] == 2
 
 
 def test_a_network_down_to_its_last_filters_is_met_as_such():
     model = chain()
-    scored(model).prune(filters=45)
+    scored(model).prune(filters=45, optimizer=None)
     pruner = scored(model)
     assert pruner.size()["filters"] == 3
     with pytest.raises(ValueError, match="asked to remove 1 filters, but only 0"):
-        pruner.prune(filters=1)
+        pruner.prune(filters=1, optimizer=None)
 
 
 # --- what it says ---
@@ -407,7 +407,7 @@ def test_the_tables_shares_are_what_goes_when_all_filters_but_one_go():
         alone = copy.deepcopy(model)
         pruner = Pruner(alone, (IMAGES,), "trunk", "l1")
         chosen = [torch.arange(g.units - 1 if j == i else 0) for j, g in enumerate(pruner.groups)]
-        pruner.remove(chosen)
+        pruner.remove(chosen, None)
         with FlopCounterMode(display=False) as counter:
             alone(IMAGES[:1])
         macs = counter.get_total_flops() / 2
@@ -456,7 +456,7 @@ def head_only(pruner, model):
 
 
 def goal(**given):
-    return after(lambda pruner, model: pruner.prune(**given), "l1")
+    return after(lambda p, model: p.prune(**{"optimizer": None} | given), "l1")
 
 
 def loss(value):
@@ -465,6 +465,27 @@ def loss(value):
 
 def with_last(layer):
     return Net(nn.Sequential(nn.Conv2d(3, 10, 3), layer), 10).double()
+
+
+class Auxiliary(Net):
+    """A head that is there in training only."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 10, 3), 10)
+        self.double()
+
+    def forward(self, images):
+        outputs = super().forward(images)
+        return outputs | {"aux": outputs["depth"]} if self.training else outputs
+
+
+class Keeps(Net):
+    """It keeps features that autograd made, which nobody can copy."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 10, 3).double(), 10)
+        self.double()
+        self.kept = self.trunk(IMAGES)
 
 
 REFUSED = {
@@ -503,7 +524,7 @@ REFUSED = {
         after(lambda p, m: p.backward(sum(losses_of(m).values()))), "losses must be a dictionary"
     ),
     "no losses": (after(lambda p, m: p.backward({})), "losses is empty"),
-    "too early": (after(lambda p, m: p.prune(filters=1)), "has seen none: train before choosing"),
+    "too early": (after(lambda p, m: p.prune(1, optimizer=None)), "has seen none: train before"),
     "no goal": (goal(), "say filters, parameters, macs, latency or growth: one of them"),
     "two goals": (goal(filters=3, macs=0.5), "one of them"),
     "too many filters": (goal(filters=46), "only 45 are above the floor of 1 per layer"),
@@ -513,13 +534,24 @@ REFUSED = {
     "text": (goal(macs="0.3"), "macs is a share between 0 and 1, got '0.3'"),
     "nothing": (goal(latency=float("nan")), "latency is a share between 0 and 1, got nan"),
     "out of reach": (
-        after(lambda p, m: p.prune(macs=0.1), "l1", min_filters=8),
-        r"macs cannot come down to 0.1: with min_filters=8 everywhere, 0.\d\d\d is left",
+        after(lambda p, m: p.prune(macs=0.1, optimizer=None), "l1", min_filters=8),
+        r"macs cannot come down to 0.1: with min_filters=8 and round_to=1 .*, 0.\d\d\d is left",
     ),
     "out of reach in multiples": (
-        after(lambda p, m: p.prune(parameters=0.2), "l1", round_to=8),
+        after(lambda p, m: p.prune(parameters=0.2, optimizer=None), "l1", round_to=8),
         r"parameters cannot come down to 0.2: .*0.\d\d\d is left",
     ),
+    "half an optimizer": (
+        after(lambda p, m: p.prune(9, optimizer=torch.optim.SGD(m.trunk.parameters())), "random"),
+        "the optimizer has not classes.weight, which is cut too",
+    ),
+    "a wrapped network": (
+        lambda: Pruner(nn.DataParallel(chain()), (IMAGES,)), "wrapped in a DataParallel: give the"
+    ),
+    "an output in training only": (
+        lambda: Pruner(Auxiliary(), (IMAGES,)), "output aux is not there both in training and in"
+    ),
+    "what cannot be copied": (lambda: Pruner(Keeps(), (IMAGES,)), "cannot be copied or run by"),
     "another's optimizer": (
         goal(filters=9, optimizer=torch.optim.SGD(chain().parameters())),
         "the optimizer has none of the pruned parameters",
@@ -544,7 +576,7 @@ def test_a_refusal_leaves_gradients_scores_and_network_as_they_are(criterion):
     with pytest.raises(ValueError):
         head_only(pruner, model)
     with pytest.raises(ValueError):
-        pruner.prune(macs=1e-6)
+        pruner.prune(macs=1e-6, optimizer=None)
     assert all(torch.equal(a, p.grad) for a, p in zip(before, model.parameters()))
     assert all(torch.equal(a, b) for a, b in zip(scores, pruner.scores.mean()))
     assert shapes == [p.shape for p in model.parameters()]
@@ -553,14 +585,76 @@ def test_a_refusal_leaves_gradients_scores_and_network_as_they_are(criterion):
 def test_a_criterion_of_ones_own():
     needs_weights = Criterion("first", "weights", lambda signals, _: torch.arange(signals.units))
     pruner = Pruner(chain(), (IMAGES,), "trunk", needs_weights)
-    pruner.prune(filters=3)
+    pruner.prune(filters=3, optimizer=None)
     assert pruner.widths() == {"trunk.0": 11, "trunk.3": 15, "trunk.5": 19}
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "cosprune"])
+def test_what_lies_outside_the_network_gets_its_gradient_too(criterion):
+    """Kendall's learnt weights of losses, a layer in front."""
+    found = []
+    for prunes in (True, False):
+        model, front = chain(), nn.Conv2d(3, 3, 1).double()
+        nn.init.ones_(front.weight)
+        spread = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+        own = losses_of(model, front(IMAGES))
+        losses = {task: loss * spread[i].exp() for i, (task, loss) in enumerate(own.items())}
+        if prunes:
+            Pruner(model, (IMAGES,), criterion=criterion).backward(losses)
+        else:
+            sum(losses.values()).backward()
+        found.append([spread.grad, front.weight.grad, *(p.grad for p in model.parameters())])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_a_new_pruner_goes_on_from_what_shares_referred_to():
+    model = chain()
+    first = Pruner(model, (IMAGES,), criterion="l1")
+    first.prune(macs=0.5, optimizer=None)
+    again = Pruner(model, (IMAGES,), criterion="l1", dense=first.dense)
+    assert again.prune(macs=0.3, optimizer=None)["macs"] > 0.25 * first.dense["macs"]
+
+
+def test_a_frozen_head_is_cut_and_stays_frozen():
+    model = chain()
+    model.classes.requires_grad_(False)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    pruner = scored(model)
+    pruner.prune(9, optimizer=optimizer)
+    assert not model.classes.weight.requires_grad and losses_of(model)["classes"].isfinite()
+
+
+class Centred(nn.Module):
+    """Without its mean over channels: no channel goes without the others' noticing."""
+
+    def forward(self, x):
+        return x - x.mean(1, keepdim=True)
+
+
+def test_example_inputs_of_zeros_hide_nothing():
+    convolution = nn.Conv2d(3, 10, 3, bias=False)
+    for images in (torch.zeros(2, 3, 12, 12), torch.rand(2, 3, 12, 12)):
+        model = Net(nn.Sequential(convolution, Centred()), 10)
+        with pytest.raises(ValueError, match="not the same as to silence"):
+            Pruner(model, (images,))
+
+
+class InSinglePrecision(Net):
+    def forward(self, images):
+        features = self.trunk(images).float().mean((2, 3)).to(torch.float32)
+        return {"classes": self.classes(features), "depth": self.depth(features).float()}
+
+
+def test_casts_within_a_network_are_no_reason_to_refuse_it():
+    model = InSinglePrecision(nn.Sequential(nn.Conv2d(3, 10, 3), nn.ReLU()), 10)
+    assert Pruner(model, (IMAGES.float(),)).widths() == {"trunk.0": 10}
 
 
 # --- a folder for others ---
 
 @pytest.mark.parametrize("spoil, message", [
-    (lambda state, config: state["trunk.0.weight"].fill_(float("nan")), "0.weight is not finite"),
+    (lambda state, config: state["trunk.0.weight"].fill_(float("nan")), "0.weight holds NaN"),
     (lambda state, config: config["widths"].update({"trunk.0": 3}), "tells other widths than"),
     (lambda state, config: config.pop("widths"), "tells other widths than"),
     (
@@ -576,16 +670,25 @@ def test_a_folder_that_contradicts_itself_is_refused_in_one_line(spoil, message,
     state = load_file(weights)
     spoil(state, config)
     weights.write_bytes(save(state))
+    config["made_by"]["SHA-256 of the weights"] = checksum(weights)
     write_json(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match=message) as caught:
         load_pretrained(tmp_path, chain)
     assert "\n" not in str(caught.value)
 
 
+def test_a_flipped_bit_is_noticed(tmp_path):
+    save_pretrained(chain(), tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + bytes([weights.read_bytes()[-1] ^ 1]))
+    with pytest.raises(ValueError, match="is damaged, or not the file that config.json is about"):
+        load_pretrained(tmp_path, chain)
+
+
 def test_the_card_tells_criterion_sizes_metrics_and_draws_the_widths(tmp_path):
     model = chain()
     pruner = Pruner(model, (IMAGES,), criterion="l1")
-    pruner.prune(filters=5)
+    pruner.prune(filters=5, optimizer=None)
     save_pretrained(model, tmp_path, builder=chain, pruner=pruner, metrics={"accuracy": (0.9, 0.8)})
     card = (tmp_path / "README.md").read_text()
     before, after = (f"{count['parameters']:,}" for count in (pruner.dense, pruner.size()))

@@ -119,7 +119,7 @@ def claims_table(figures: Path) -> str:
         (claim, CLAIMS[claim], f"**{row['outcome']}**: {row['says']}", f"**{row['paper']}**")
         for claim, row in tables[profile].iterrows()
     ]
-    header = ("", "the paper says", "the numbers say", "the paper's claim: the numbers ...")
+    header = ("", "the paper says", "the numbers say", "do they agree with the paper?")
     folder, seeds = f"figures/{profile}", int(tables[profile]["seeds_most"].max())
     source = (
         f"From the `{profile}` profile: {seeds} seeds, small networks, rendered rooms. A cell is a "

@@ -20,10 +20,11 @@ from torch.nn.modules.conv import _ConvNd
 
 import mtprune_utils
 from mtprune_utils.core.surgery import fit_to_tensors
-from mtprune_utils.files import read_json, write_atomically, write_json
+from mtprune_utils.files import checksum, read_json, write_atomically, write_json
 
 FORMAT = 1
 WEIGHTS, CONFIG, CARD, WIDTHS = "model.safetensors", "config.json", "README.md", "widths.svg"
+CHECKSUM = "SHA-256 of the weights"
 LAYERS = (_ConvNd, nn.Linear)
 Rows = dict[str, object]  # a table of the card: {name: value, or (before, after)}
 
@@ -45,7 +46,10 @@ def save_pretrained(
     one line and before anything is written, if the network is not one of the builder's, pruned.
     """
     folder = Path(folder)
-    state = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    state = _state(model)
+    if _is_of_others(folder / CARD):
+        raise ValueError(f"{folder / CARD} is no model card of ours: choose another folder")
+    image = None if picture is None else (Path(picture).name, Path(picture).read_bytes())
     shared = {t.untyped_storage().data_ptr() for t in state.values() if t.numel()}
     if len(shared) < sum(1 for t in state.values() if t.numel()):  # safetensors refuses shared ones
         state = {name: tensor.clone() for name, tensor in state.items()}
@@ -63,14 +67,37 @@ def save_pretrained(
     write_atomically(folder / WIDTHS, _drawn(widths, _widths(dense or model)).encode())
     parts: dict[str, str | Rows] = {"Size": size, **({"Metrics": metrics} if metrics else {})}
     parts |= {"Filters of each layer": f"![Dense in grey, what is left in blue]({WIDTHS})"}
-    if picture is not None:
-        image = Path(picture)
-        write_atomically(folder / image.name, image.read_bytes())
-        parts["Picture"] = f"![{image.stem}]({image.name})"
+    if image is not None:
+        write_atomically(folder / image[0], image[1])
+        parts["Picture"] = f"![{Path(image[0]).stem}]({image[0]})"
     parts |= {**(card or {}), "Made by": made_by}
     write_atomically(folder / CARD, _card(type(model).__name__, name, parts).encode())
     write_atomically(folder / WEIGHTS, content)  # last: a folder with weights is whole
     return folder
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """Its tensors on the CPU. Raises ValueError for what others could not load."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model must be a torch.nn.Module, got a {type(model).__name__}")
+    check_unwrapped(model)
+    state = {}
+    for name, value in model.state_dict().items():
+        if not torch.is_tensor(value):
+            raise ValueError(f"the network's state holds {name}, which is no tensor")
+        state[name] = value.detach().cpu().contiguous()
+    _check_numbers(state, "the network")
+    return state
+
+
+def _check_numbers(state: dict[str, Tensor], source: str | Path) -> None:
+    for name, tensor in state.items():
+        if tensor.isnan().any():
+            raise ValueError(f"{source}: {name} holds NaN")
+
+
+def _is_of_others(card: Path) -> bool:
+    return card.exists() and "library_name: mtprune" not in card.read_text(encoding="utf-8")
 
 
 def _name(builder: Callable) -> str:
@@ -109,7 +136,7 @@ def _made_by(pruner, content: bytes) -> Rows:
     versions = {"mtprune": mtprune_utils.__version__, **packages}
     versions["python"] = platform.python_version()
     criterion = {} if pruner is None else {"criterion": pruner.criterion.name}
-    return {**criterion, **versions, "SHA-256 of the weights": hashlib.sha256(content).hexdigest()}
+    return {**criterion, **versions, CHECKSUM: hashlib.sha256(content).hexdigest()}
 
 
 def _card(name: str, builder: str, parts: dict[str, str | Rows]) -> str:
@@ -173,6 +200,9 @@ def load_pretrained(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.
     one line, for what is no such folder or does not fit the network, and names what does not.
     """
     folder = Path(folder)
+    if not callable(builder):
+        kind = type(builder).__name__
+        raise ValueError(f"builder must be callable and make the dense network, got a {kind}")
     config = read_json(folder / CONFIG)
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
@@ -185,8 +215,15 @@ def load_pretrained(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{folder / WEIGHTS} is no safetensors file ({reason})") from error
+    made_by = config.get("made_by")
+    told = made_by.get(CHECKSUM) if isinstance(made_by, dict) else None
+    if told != checksum(folder / WEIGHTS):
+        raise ValueError(f"{folder / WEIGHTS} is damaged, or not the file that {CONFIG} is about")
     model = builder()
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"builder must make a torch.nn.Module, got a {type(model).__name__}")
     check_fit(model, state, folder / WEIGHTS)
+    _check_numbers(state, folder / WEIGHTS)
     give_shapes(model, {name: tuple(tensor.shape) for name, tensor in state.items()})
     if _widths(model) != config.get("widths"):
         raise ValueError(f"{folder}: {CONFIG} tells other widths than {WEIGHTS} has")
@@ -194,8 +231,18 @@ def load_pretrained(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.
     return model.eval()
 
 
+def check_unwrapped(model: nn.Module) -> None:
+    """Raises ValueError for a network within another, as for several GPUs or compiled."""
+    for inner in ("module", "_orig_mod"):
+        if list(model._modules) == [inner]:
+            raise ValueError(
+                f"the network is wrapped in a {type(model).__name__}: give the network itself, its "
+                f".{inner}, and wrap it again afterwards"
+            )
+
+
 def check_fit(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Raises ValueError for tensors that are not the network's, not finite, or too large."""
+    """Raises ValueError for tensors that are not the network's, or larger than its own."""
     own = model.state_dict()
     names = sorted(set(own) ^ set(state))
     if names:
@@ -211,17 +258,17 @@ def check_fit(model: nn.Module, state: dict[str, Tensor], source: str | Path) ->
             raise ValueError(
                 f"{source}: {name} is {tuple(tensor.shape)} of {tensor.dtype}, expected {expected}"
             )
-        if not tensor.isfinite().all():
-            raise ValueError(f"{source}: {name} is not finite")
 
 
 def give_shapes(model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> None:
     """Give every tensor of the network its shape; what it holds then is not defined."""
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tuple(tensor.shape) != tuple(shapes[name]):
+    own = model.state_dict(keep_vars=True)
+    for name, shape in shapes.items():
+        tensor = own[name]
+        if tuple(tensor.shape) != tuple(shape):
             path, _, key = name.rpartition(".")
             module = model.get_submodule(path)
-            empty = torch.empty(shapes[name], dtype=tensor.dtype, device=tensor.device)
+            empty = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
             if isinstance(tensor, nn.Parameter):
                 module._parameters[key] = nn.Parameter(empty, tensor.requires_grad)
             else:

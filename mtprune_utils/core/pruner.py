@@ -5,14 +5,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mtprune_utils.core import cost, surgery
-from mtprune_utils.core.groups import Untraceable, leaves, trace
-from mtprune_utils.core.pretrained import give_shapes
+from mtprune_utils.core.groups import Group, Untraceable, leaves, outputs_of, trace
+from mtprune_utils.core.pretrained import check_unwrapped, give_shapes
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Criterion, Scores
 from mtprune_utils.core.selection import chooser, within_bound
 from mtprune_utils.core.signals import backward, task_backward
@@ -30,12 +32,14 @@ class Pruner:
         pruner.backward(losses)                         # for sum(losses.values()).backward()
         pruner.prune(filters=100, optimizer=optimizer)  # every so many optimizer.step()
 
-    model: a network whose outputs have names (a dictionary, sequence or dataclass). example_inputs:
-    a tuple of what it is called with. trunk: the part that is pruned; by default every layer that
-    all outputs depend on. criterion: a name, or a `Criterion`. leave: layers to leave alone.
-    min_filters: what every group keeps at least; round_to: what is kept is a multiple of this.
-    ranking: "global" compares scores of all layers, "layer" takes the same share of each, "lamp"
-    compares shares of a layer's scores.
+    model: a network whose outputs have names (a dictionary, sequence or dataclass), the same in
+    training and evaluation; itself, not wrapped for several GPUs or compiled. example_inputs: a
+    tuple of what it is called with, by position. trunk: the part that is pruned; by default every
+    layer that all outputs depend on. criterion: a name, or a `Criterion`. leave: layers to leave
+    alone. min_filters: what every group keeps at least; round_to: what is kept is a multiple of
+    this. ranking: "global" compares scores of all layers, "layer" takes the same share of each,
+    "lamp" compares shares of a layer's scores. dense: what shares of a size refer to, an earlier
+    Pruner's `dense`; by default the network as it is. It lets an interrupted run go on.
 
     `groups` are what can be pruned, `left_alone` says why the trunk's other layers cannot. Raises
     ValueError, in one line, where nothing can be pruned.
@@ -45,11 +49,13 @@ class Pruner:
         self, model: nn.Module, example_inputs: tuple, trunk: nn.Module | str | None = None,
         criterion: str | Criterion = "taylor", *, leave: tuple[nn.Module | str, ...] = (),
         min_filters: int = 1, round_to: int = 1, ranking: str = "global", seed: int = 0,
+        dense: dict[str, float] | None = None,
     ):
         for name, value in (("min_filters", min_filters), ("round_to", round_to)):
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} is a whole number from 1, got {value!r}")
         _expect("model", model, nn.Module, "a torch.nn.Module")
+        check_unwrapped(model)
         _expect("criterion", criterion, (str, Criterion), "a criterion's name, or a Criterion")
         _expect("leave", leave, (tuple, list), "a tuple of layers or their names")
         self.criterion = get_criterion(criterion) if isinstance(criterion, str) else criterion
@@ -58,16 +64,10 @@ class Pruner:
         self.model, self._examples = model, example_inputs
         self.min_filters, self.round_to = min_filters, round_to
         self.generator = torch.Generator().manual_seed(seed)
-        groups, self.left_alone = trace(model, example_inputs, trunk, leave)
-        unsound = surgery.unsound(model, groups, example_inputs)
-        self.groups = [group for group in groups if group.root not in unsound]
-        self.left_alone |= unsound
-        if not self.groups:
-            root, reason = next(iter(unsound.items()))
-            raise Untraceable(f"nothing of the trunk can be pruned ({root}: {reason})")
+        self.groups, self.left_alone = _groups(model, example_inputs, trunk, leave)
         self._measure_uses()
-        self.dense = self.size()
-        self._dense_shapes = {name: t.shape for name, t in model.state_dict().items()}
+        self.dense = self.size() | (dense or {})
+        self._dense_shapes = {name: t.shape for name, t in _tensors(model).items()}
         self.scores = self._new_scores()
 
     @property
@@ -81,11 +81,12 @@ class Pruner:
         self.uses = cost.uses_of_weights(self.model, self.inputs)
 
     @property
-    def _shared(self) -> list[nn.Parameter]:
-        """What criteria read of the trunk."""
+    def _shared(self) -> dict[str, nn.Parameter]:
+        """What criteria read of the trunk, by name."""
         tensors = dict(self.model.named_parameters())
         made = [m for group in self.groups for m in group.members if m.produces]
-        return [tensors[name] for m in made for name, _ in m.slices if name in tensors]
+        names = [name for m in made for name, _ in m.slices]
+        return {name: tensors[name] for name in names if name in tensors}
 
     def _new_scores(self) -> Scores:
         return Scores(self.criterion, self.groups, self.model, self.generator)
@@ -93,17 +94,23 @@ class Pruner:
     def backward(self, losses: dict[str, Tensor]) -> None:
         """Add the gradient of the losses' sum to `.grad`, and score the filters on the way.
 
-        losses: {task: scalar}. Raises ValueError, which names the task and leaves `.grad` as it is,
-        for a loss that is no scalar or does not depend on the trunk.
+        losses: {task: scalar}. Weights of losses and whatever else the losses depend on get their
+        gradients too. A criterion that needs one gradient per task calls no hooks of the network's
+        parameters. Raises ValueError, which names the task and leaves `.grad` as it is, for a loss
+        that is no scalar or does not depend on the trunk.
         """
         _expect("losses", losses, dict, "a dictionary, {task: scalar}")
-        self._check_trainable()
-        shared = self._shared
+        read = self._shared
+        _check_trainable(read)
+        shared = list(read.values())
         self._check_losses(losses, shared)
-        if self.criterion.needs == TASK_GRADIENTS:
-            self.scores.update(task_backward(losses, self.model, shared))
-            return
         with _empty_gradients(self.model.parameters()):
+            if self.criterion.needs == TASK_GRADIENTS:
+                own, total = set(map(id, self.model.parameters())), sum(losses.values())
+                if outer := [leaf for leaf in leaves(total) if id(leaf) not in own]:
+                    torch.autograd.backward(total, inputs=outer, retain_graph=True)
+                self.scores.update(task_backward(losses, self.model, shared))
+                return
             backward(losses)
             unreached = [parameter for parameter in shared if parameter.grad is None]
             for parameter in unreached:
@@ -124,17 +131,6 @@ class Pruner:
             if not any(id(leaf) in ids for leaf in leaves(loss)):
                 raise ValueError(f"the loss of {task} does not depend on the trunk")
 
-    def _check_trainable(self) -> None:
-        tensors = dict(self.model.named_parameters())
-        names = {name for g in self.groups for m in g.members for name, _ in m.slices}
-        own = sorted(names & tensors.keys())
-        frozen = [name for name in own if not tensors[name].requires_grad]
-        if frozen:
-            raise ValueError(
-                f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
-                f"{frozen[0]} among them: set requires_grad for as long as you prune"
-            )
-
     def size(self) -> dict[str, int]:
         """Filters that can be pruned, the network's parameters, multiply-accumulates a sample."""
         counts = self._cost().without()
@@ -151,17 +147,18 @@ class Pruner:
         self, filters: int | None = None, *, parameters: float | None = None,
         macs: float | None = None, latency: float | None = None, growth: float | None = None,
         losses: Callable[[nn.Module], dict[str, Tensor]] | None = None,
-        optimizer: torch.optim.Optimizer | None = None,
+        optimizer: torch.optim.Optimizer | None,
     ) -> dict[str, int]:
         """Remove the filters with the lowest scores; training goes on with the smaller network.
 
         filters: how many; or parameters, macs, latency: as many as it takes to come down to that
-        share of the network as the Pruner first met it; or growth: layer by layer as many as let no
-        task's loss grow by more than this share of it, see `within_bound`. Give one of them.
-        losses, with growth: a function of a network, of which it is given smaller copies in
-        evaluation mode, that returns {task: validation loss}. The optimizer keeps the moments of
-        what is left. Returns the new `size`, and begins new scores. Raises ValueError, before
-        anything is removed, if that cannot be reached.
+        share of `dense`; or growth: layer by layer as many as let no task's loss grow by more than
+        this share of it, see `within_bound`. Give one of them. losses, with growth: a function of a
+        network, of which it is given smaller copies in evaluation mode, that returns {task:
+        validation loss}. optimizer: the one that trains them, which keeps the moments of what is
+        left; None if you make a new one now. Returns the new `size`, and begins new scores. Raises,
+        before anything is removed, ValueError if that cannot be reached, and RuntimeError if no
+        minibatch was scored.
         """
         given = {"parameters": parameters, "macs": macs, "latency": latency}
         goals = {name: share for name, share in given.items() if share is not None}
@@ -183,7 +180,7 @@ class Pruner:
 
     def _down_to(self, measure: str, share: float, choose: Callable) -> list[Tensor]:
         """The fewest filters without which the network is at most that share of what it was."""
-        if type(share) not in (int, float) or not 0 < share < 1:
+        if isinstance(share, bool) or not isinstance(share, Real) or not 0 < share < 1:
             raise ValueError(f"{measure} is a share between 0 and 1, got {share!r}")
         spare = sum(max(group.units - self.min_filters, 0) for group in self.groups)
         if measure == "latency":
@@ -199,9 +196,10 @@ class Pruner:
         at = bisect_left(counts, -goal, key=lambda count: -costs(count))
         if at > spare:
             least = costs(spare) / self.dense[measure]
+            at_least = f"min_filters={self.min_filters} and round_to={self.round_to}"
             raise ValueError(
-                f"{measure} cannot come down to {share:g}: with min_filters={self.min_filters} "
-                f"everywhere, {least:.3f} is left"
+                f"{measure} cannot come down to {share:g}: with {at_least} everywhere, "
+                f"{least:.3f} is left"
             )
         return choose(at)
 
@@ -222,17 +220,34 @@ class Pruner:
 
         return within_bound(scores, self.min_filters, self.round_to, growth, without)
 
+    def _check_trains_all(self, optimizer: torch.optim.Optimizer, cuts: surgery.Cuts) -> None:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        tensors = dict(self.model.named_parameters())
+        cut = [name for name, _ in cuts if name in tensors and tensors[name].requires_grad]
+        missing = [name for name in cut if id(tensors[name]) not in held]
+        if 0 < len(missing) < len(cut):
+            raise ValueError(
+                f"the optimizer has not {missing[0]}, which is cut too: give one that has all "
+                "(its param_groups may have rates of their own)"
+            )
+
     def _as_first_met(self) -> nn.Module:
         """A copy with the widths that the network had then, and weights of zero."""
         model = copy.deepcopy(self.model)
         give_shapes(model, self._dense_shapes)
         with torch.no_grad():
-            for tensor in model.state_dict().values():
+            for tensor in _tensors(model).values():
                 tensor.zero_()
         return model
 
-    def remove(self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Remove chosen filters: one tensor of distinct indices per group."""
+    def remove(self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+        """Remove chosen filters: one tensor of distinct indices per group, in their order.
+
+        Raises ValueError, before anything is removed, as `surgery.remove` does, and for an
+        optimizer that trains only some of what is cut.
+        """
+        if optimizer is not None:
+            self._check_trains_all(optimizer, surgery.cuts_of(self.groups, chosen))
         self.groups = surgery.remove(self.model, self.groups, chosen, optimizer)
         self._measure_uses()
         self.scores.close()
@@ -271,6 +286,83 @@ class Pruner:
         left = [f"left alone: {name}: {reason}" for name, reason in self.left_alone.items()]
         head = f"Pruner by {self.criterion.name} of {type(self.model).__name__}: {size}"
         return "\n".join([head, *groups, *left])
+
+
+def _groups(
+    model: nn.Module, inputs: tuple, trunk: nn.Module | str | None,
+    leave: tuple[nn.Module | str, ...],
+) -> tuple[list[Group], dict[str, str]]:
+    """What can be pruned, and why the rest of the trunk cannot. Raises `Untraceable`."""
+    try:
+        groups, reasons = trace(model, inputs, trunk, leave)
+        _check_outputs_in_training(model, inputs)
+        with _StaysDouble():
+            unsound = surgery.unsound(model, groups, tuple(map(_varied, inputs)))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise Untraceable(f"the network cannot be copied or run by itself ({reason})") from error
+    if len(unsound) == len(groups):
+        root, reason = next(iter(unsound.items()))
+        raise Untraceable(f"nothing of the trunk can be pruned ({root}: {reason})")
+    return [group for group in groups if group.root not in unsound], reasons | unsound
+
+
+def _check_trainable(read: dict[str, nn.Parameter]) -> None:
+    frozen = sorted(name for name, parameter in read.items() if not parameter.requires_grad)
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} parameters of what is pruned are frozen (requires_grad is False), "
+            f"{frozen[0]} among them: set requires_grad for as long as you prune, or leave them"
+        )
+
+
+def _check_outputs_in_training(model: nn.Module, inputs: tuple) -> None:
+    """Raises Untraceable for outputs that there are in training only: nobody traces those."""
+    tried, names = copy.deepcopy(model), []
+    with torch.no_grad():
+        for mode in (False, True):
+            try:
+                names.append(set(outputs_of(tried.train(mode)(*inputs))))
+            except ValueError:  # batch norm takes no single value in training
+                return
+    if odd := sorted(names[0] ^ names[1]):
+        raise Untraceable(
+            f"output {odd[0]} is not there both in training and in evaluation: switch it off, or "
+            "give it in both"
+        )
+
+
+def _varied(value):
+    """An example input as it is, but noise where all its numbers are the same."""
+    constant = torch.is_tensor(value) and value.is_floating_point() and value.numel() > 1
+    if not constant or value.min() < value.max():
+        return value
+    noise = torch.randn(value.shape, generator=torch.Generator().manual_seed(0))
+    return noise.to(value)
+
+
+class _StaysDouble(TorchFunctionMode):
+    """Casts to other floating-point types become casts to float64, in which removal is checked."""
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        options = options or {}
+        casts = (Tensor.float, Tensor.half, Tensor.bfloat16)
+        if function in casts and arguments[0].is_floating_point():
+            return arguments[0].double()
+
+        def double(value):
+            floating = isinstance(value, torch.dtype) and value.is_floating_point
+            return torch.float64 if floating else value
+
+        if function in (Tensor.to, Tensor.type):
+            arguments = (arguments[0], *map(double, arguments[1:]))
+            options = {name: double(value) for name, value in options.items()}
+        return function(*arguments, **options)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Its state, but what is no tensor (`get_extra_state`)."""
+    return {name: value for name, value in model.state_dict().items() if torch.is_tensor(value)}
 
 
 def _expect(name: str, value, kind: type | tuple[type, ...], wanted: str) -> None:
