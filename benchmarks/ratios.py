@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch.utils.benchmark import Timer, timer
 
+from mtprune_utils import registry
 from mtprune_utils.core.data import augment
 from mtprune_utils.core.evaluation import forward
 from mtprune_utils.core.model import Architecture, MultiTaskModel, build, complexity
-from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.scoring import WEIGHTS, Scores
 from mtprune_utils.core.selection import select
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.signals import laid_out_like
@@ -171,6 +172,35 @@ def scores_of(criterion: str, trainer: Trainer) -> Scores:
     return Scores(get_criterion(criterion), trainer.model.groups, trainer.model)
 
 
+def update(case: Case, criterion: str) -> tuple[Callable, Callable]:
+    """One update of a criterion's scores, and one backward pass of the summed loss.
+
+    Of the same minibatch, whose gradients are there; a criterion of weights is asked for its scores
+    instead.
+    """
+    trainer = case.trainer()
+    model, profile, scores = trainer.model, trainer.profile, scores_of(criterion, trainer)
+    images, targets = augment(
+        next(trainer.batches), trainer.tasks, profile.image_height, profile.crop, profile.scale,
+        profile.depth_follows_scale, trainer.generator, trainer.mirror, profile.stride,
+    )
+    losses = task_losses(trainer.tasks, forward(model, images, profile), targets)
+    parameters = list(model.parameters())
+    total = sum(losses.values())
+    once = lambda: torch.autograd.grad(total, parameters, retain_graph=True)  # noqa: E731
+    gradients = {
+        task: dict(zip(parameters, torch.autograd.grad(
+            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+        ))) for task, loss in losses.items()
+    }
+    for parameter, grad in zip(parameters, once()):
+        parameter.grad = grad
+    if scores.criterion.needs == WEIGHTS:
+        return scores.mean, once
+    maps = scores._watch.take() if scores._watch else None
+    return lambda: scores._add(scores._signals(gradients, maps)), once
+
+
 def removal(case: Case, filters: int) -> Callable:
     """Choose and remove so many filters. Each call has fewer left, as in a run."""
     trainer = case.trainer()
@@ -242,6 +272,9 @@ def measure(
     removed = removal(case, large.prune.filters_per_step)
     yield row("removal_over_plain", setting, removed, case.step(), few)
     case = Case(quick)
+    for criterion in registry.names("criteria"):
+        name = f"{criterion}_over_backward"
+        yield row(name, "quick", *update(case, criterion), rounds, 5)
     compiled, seconds = case.compiled(backend)
     setting = f"quick, after {seconds:.0f} s of compiling"
     yield row("compiled_over_plain", setting, compiled, case.step(), rounds, 5)

@@ -106,9 +106,9 @@ def test_scoring_changes_nothing_but_the_scores(architecture, name):
     def state(scored: bool):
         model = build(narrow(architecture, backbone="vgg16_bn", dropout=0.5), seed=0).train()
         torch.manual_seed(0)
+        scores = scores_of(name, model) if scored else None
         gradients = backward_by_task(losses_of(model), model)
         if scored:
-            scores = scores_of(name, model)
             scores.update(gradients)
             scores.mean()
         return [p.grad for p in model.parameters()] + list(model.state_dict().values()) + [
@@ -121,13 +121,13 @@ def test_scoring_changes_nothing_but_the_scores(architecture, name):
     )
 
 
-def test_random_is_seeded_and_magnitude_reads_the_weights(model):
+def test_random_is_seeded_and_l1_reads_the_weights(model):
     def draw(seed):
         return torch.cat(scores_of("random", model, torch.Generator().manual_seed(seed)).mean())
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     with torch.no_grad():
         convs(model)[2].weight[1] = 0.5
-    assert scores_of("magnitude", model).mean()[2][1] == 0.5
+    assert scores_of("l1", model).mean()[2][1] == 0.5
 
 
 def test_scores_without_a_minibatch_are_refused(model):

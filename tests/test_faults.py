@@ -542,7 +542,7 @@ def test_networks_that_cannot_be_are_refused_before_training(overrides, message,
 
 
 def test_a_criterion_of_ones_own_may_not_need_what_nothing_provides():
-    choice = "choose one of weights, gradient, task_gradients"
+    choice = "choose one of weights, gradient, task_gradients, activations"
     with pytest.raises(ValueError, match=f"the criterion 'mine' needs 'task_gradient': {choice}"):
         Criterion("mine", "task_gradient", lambda *_: None)
 

@@ -147,7 +147,7 @@ def test_pruned_to_30_percent_trained_saved_loaded_and_exported(name, tmp_path):
 
 def test_attention_is_left_alone_counted_and_said_to_be_so():
     model = vit(hidden=96).eval()
-    pruner = Pruner(model, (IMAGES,), "trunk", "magnitude")
+    pruner = Pruner(model, (IMAGES,), "trunk", "l1")
     block = "trunk.encoder.layers.encoder_layer_{}."
     assert list(pruner.widths()) == [f"{block}mlp.0".format(i) for i in range(3)]
     for i in range(3):

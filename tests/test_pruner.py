@@ -104,7 +104,7 @@ def test_outputs_may_be(kind):
 
 # --- the gradient ---
 
-@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "magnitude"])
+@pytest.mark.parametrize("criterion", ["taylor", "cosprune", "l1"])
 def test_backward_gives_the_gradient_of_the_sum_and_touches_nothing_else(criterion):
     model = chain()
     plain = copy.deepcopy(model)
@@ -380,7 +380,7 @@ def test_by_layer_each_keeps_the_same_share():
 def test_layers_are_left_alone_on_demand():
     model = chain()
     for leave in ((model.trunk[3],), ("trunk.3",), ["trunk.3"]):
-        pruner = Pruner(model, (IMAGES,), model.trunk, "magnitude", leave=leave)
+        pruner = Pruner(model, (IMAGES,), model.trunk, "l1", leave=leave)
         assert pruner.left_alone == {"trunk.3": "trunk.3 is to be left alone"}
         assert list(pruner.widths()) == ["trunk.0", "trunk.5"]
     pruner.prune(filters=30, optimizer=None)
@@ -400,12 +400,12 @@ def test_a_network_down_to_its_last_filters_is_met_as_such():
 
 def test_the_tables_shares_are_what_goes_when_all_filters_but_one_go():
     model = Net(Branches("residual"), 10).double()
-    whole = Pruner(model, (IMAGES,), "trunk", "magnitude")
+    whole = Pruner(model, (IMAGES,), "trunk", "l1")
     table = whole.table()
     assert list(table["first layer"]) == list(whole.widths())
     for i, row in table.iterrows():
         alone = copy.deepcopy(model)
-        pruner = Pruner(alone, (IMAGES,), "trunk", "magnitude")
+        pruner = Pruner(alone, (IMAGES,), "trunk", "l1")
         chosen = [torch.arange(g.units - 1 if j == i else 0) for j, g in enumerate(pruner.groups)]
         pruner.remove(chosen, None)
         with FlopCounterMode(display=False) as counter:
@@ -456,7 +456,7 @@ def head_only(pruner, model):
 
 
 def goal(**given):
-    return after(lambda p, model: p.prune(**{"optimizer": None} | given), "magnitude")
+    return after(lambda p, model: p.prune(**{"optimizer": None} | given), "l1")
 
 
 def loss(value):
@@ -525,7 +525,7 @@ REFUSED = {
     ),
     "no losses": (after(lambda p, m: p.backward({})), "losses is empty"),
     "too early": (after(lambda p, m: p.prune(1, optimizer=None)), "has seen none: train before"),
-    "no goal": (goal(), "say filters, parameters, macs or latency: one of them"),
+    "no goal": (goal(), "say filters, parameters, macs, latency or growth: one of them"),
     "two goals": (goal(filters=3, macs=0.5), "one of them"),
     "too many filters": (goal(filters=46), "only 45 are above the floor of 1 per layer"),
     "half a filter": (goal(filters=0.5), "a number of filters, a whole number from 0, got 0.5"),
@@ -534,11 +534,11 @@ REFUSED = {
     "text": (goal(macs="0.3"), "macs is a share between 0 and 1, got '0.3'"),
     "nothing": (goal(latency=float("nan")), "latency is a share between 0 and 1, got nan"),
     "out of reach": (
-        after(lambda p, m: p.prune(macs=0.1, optimizer=None), "magnitude", min_filters=8),
+        after(lambda p, m: p.prune(macs=0.1, optimizer=None), "l1", min_filters=8),
         r"macs cannot come down to 0.1: with min_filters=8 and round_to=1 .*, 0.\d\d\d is left",
     ),
     "out of reach in multiples": (
-        after(lambda p, m: p.prune(parameters=0.2, optimizer=None), "magnitude", round_to=8),
+        after(lambda p, m: p.prune(parameters=0.2, optimizer=None), "l1", round_to=8),
         r"parameters cannot come down to 0.2: .*0.\d\d\d is left",
     ),
     "half an optimizer": (
@@ -610,9 +610,9 @@ def test_what_lies_outside_the_network_gets_its_gradient_too(criterion):
 
 def test_a_new_pruner_goes_on_from_what_shares_referred_to():
     model = chain()
-    first = Pruner(model, (IMAGES,), criterion="magnitude")
+    first = Pruner(model, (IMAGES,), criterion="l1")
     first.prune(macs=0.5, optimizer=None)
-    again = Pruner(model, (IMAGES,), criterion="magnitude", dense=first.dense)
+    again = Pruner(model, (IMAGES,), criterion="l1", dense=first.dense)
     assert again.prune(macs=0.3, optimizer=None)["macs"] > 0.25 * first.dense["macs"]
 
 
@@ -687,12 +687,12 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 
 def test_the_card_tells_criterion_sizes_metrics_and_draws_the_widths(tmp_path):
     model = chain()
-    pruner = Pruner(model, (IMAGES,), criterion="magnitude")
+    pruner = Pruner(model, (IMAGES,), criterion="l1")
     pruner.prune(filters=5, optimizer=None)
     save_pretrained(model, tmp_path, builder=chain, pruner=pruner, metrics={"accuracy": (0.9, 0.8)})
     card = (tmp_path / "README.md").read_text()
     before, after = (f"{count['parameters']:,}" for count in (pruner.dense, pruner.size()))
-    for said in ("magnitude", f"| parameters | {before} | {after} |", "| accuracy | 0.9 | 0.8 |"):
+    for said in ("l1", f"| parameters | {before} | {after} |", "| accuracy | 0.9 | 0.8 |"):
         assert said in card
     assert "SHA-256" in card and "widths.svg" in card
     assert (tmp_path / "widths.svg").read_text().count("<rect") == 1 + 2 * 5, "two for each layer"

@@ -7,7 +7,9 @@ of its own, small files of its data) stands in a dictionary, whose test says if 
 import inspect
 import itertools
 from dataclasses import fields
+from functools import cache, partial
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -30,6 +32,7 @@ from mtprune_utils.core.task import numbers
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.datasets import data_digest, data_tasks, load_dataset
 from mtprune_utils.files import read_json, read_table
+from mtprune_utils.rankings import get_ranking
 from mtprune_utils.schedules import get_schedule
 from mtprune_utils.stages import get_stage, stage_names
 from mtprune_utils.study import store
@@ -37,7 +40,7 @@ from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 from test_real_data import cityscapes, mtan
 
-REGISTRIES = ("criteria", "tasks", "datasets", "backbones", "schedules", "stages")
+REGISTRIES = ("criteria", "tasks", "datasets", "backbones", "schedules", "stages", "rankings")
 
 
 def entries(folder: str):
@@ -87,70 +90,117 @@ def norms() -> nn.Sequential:
     )
 
 
-# {network: (its trunk, [(layers that make a group's channels, what stands before activations)])}
+class Known(NamedTuple):
+    """A group: layers that make its channels, what stands before activations, who reads them."""
+
+    made: tuple[str, ...]
+    gates: tuple[str, ...]
+    readers: tuple[str, ...]
+
+
+TASKS = ("one", "two", "three")
+HEADS = " ".join(f"heads.{task}" for task in TASKS)
+
+
+def known(made: str, gates: str, readers: str) -> Known:
+    return Known(*(tuple(
+        name if name.startswith("heads.") else f"trunk.{name}" for name in of.split()
+    ) for of in (made, gates, readers)))
+
+
+def residual_maps(trunk, x):
+    stem = trunk.stem(x).relu()
+    return [[stem, trunk(x)], [trunk.block[:3](stem)]]
+
+
+# {network: (its trunk, its groups, each group's feature maps)}
 NETWORKS = {
     "convolutions": (
         lambda: nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU()),
-        [("0", "0"), ("2", "2")],
+        [known("0", "0", "2"), known("2", "2", HEADS)],
+        lambda trunk, x: [[trunk[:2](x)], [trunk(x)]],
     ),
-    "batch norm": (norms, [("0", "1"), ("3", "4")]),
+    "batch norm": (
+        norms, [known("0", "1", "3"), known("3", "4", HEADS)],
+        lambda trunk, x: [[trunk[:3](x)], [trunk(x)]],
+    ),
     "residual": (
-        Residual, [("stem.0 block.3", "stem.1 block.4"), ("block.0", "block.1")],
+        Residual,
+        [
+            known("stem.0 block.3", "stem.1 block.4", f"block.0 {HEADS}"),
+            known("block.0", "block.1", "block.3"),
+        ],
+        residual_maps,
     ),
-    "depthwise": (separable, [("0 3", "1 4"), ("6", "7")]),
+    "depthwise": (
+        separable, [known("0 3", "1 4", "6"), known("6", "7", HEADS)],
+        lambda trunk, x: [[trunk[:3](x), trunk[:6](x)], [trunk(x)]],
+    ),
     "linear": (
         lambda: nn.Sequential(
             nn.Flatten(), nn.Linear(192, 7), nn.ReLU(), nn.Linear(7, 5), nn.ReLU()
         ),
-        [("1", "1"), ("3", "3")],
+        [known("1", "1", "3"), known("3", "3", HEADS)],
+        lambda trunk, x: [[trunk[:3](x)], [trunk(x)]],
     ),
 }
 IMAGE = (4, 3, 8, 8)
+# {criterion: networks of which it is not defined, and what it says there}
+UNDEFINED = {
+    "bn_scale": (("convolutions", "linear"), "no norm scales the filters of trunk.[01]: leave it"),
+}
 
 
-class TwoTasks(nn.Module):
+class Tasks(nn.Module):
     def __init__(self, trunk: nn.Module):
         super().__init__()
         self.trunk = trunk
         wide = trunk(torch.zeros(IMAGE)).shape
         head = nn.Linear if len(wide) == 2 else lambda a, b: nn.Conv2d(a, b, 1)
-        self.heads = nn.ModuleDict({"one": head(wide[1], 2), "two": head(wide[1], 3)})
+        self.heads = nn.ModuleDict({task: head(wide[1], i + 1) for i, task in enumerate(TASKS)})
 
     def forward(self, x):
         features = self.trunk(x)
         return {task: head(features) for task, head in self.heads.items()}
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
-def network(request):
-    """A network in double precision, its groups, and the names of each group's layers and gates."""
+@cache
+def met(network: str):
+    """A network in double precision, its groups, and what the test knows of them."""
     torch.manual_seed(0)
-    make, known = NETWORKS[request.param]
-    model = TwoTasks(make()).double()
+    make, expected, maps = NETWORKS[network]
+    model = Tasks(make()).double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):  # at 1 and 0 a gate would not tell them apart
             nn.init.normal_(module.weight, 1, 0.5)
             nn.init.normal_(module.bias)
     groups, _ = trace(model, (torch.zeros(IMAGE).double(),), model.trunk)
-    layers = [tuple([f"trunk.{n}" for n in of.split()] for of in group) for group in known]
-    assert [group.root for group in groups] == [made[0] for made, _ in layers]
-    return model.train(), groups, layers
+    assert [group.root for group in groups] == [of.made[0] for of in expected]
+    return model.train(), groups, expected, maps
+
+
+defined = pytest.mark.parametrize("name, network", [
+    (name, network) for name in registry.names("criteria") for network in NETWORKS
+    if network not in UNDEFINED.get(name, ((),))[0]
+])
+
+
+def images_of(batch: int) -> torch.Tensor:
+    return torch.randn(IMAGE, generator=torch.Generator().manual_seed(batch)).double()
 
 
 def losses_of(model: nn.Module, batch: int, factor: float = 1.0) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(batch)
-    images = torch.randn(IMAGE, generator=generator).double()
+    generator = torch.Generator().manual_seed(100 + batch)
     return {
         task: factor * (output - torch.randn(output.shape[:2], generator=generator).double()
                         .view(*output.shape[:2], *[1] * (output.dim() - 2))).square().mean()
-        for task, output in model(images).items()
+        for task, output in model(images_of(batch)).items()
     }
 
 
 def scored(name: str, model, groups, factor: float = 1.0, seed: int = 0, turn: int = 1):
     """Each group's scores over two minibatches; turn: -1 gives the tasks in reverse."""
-    generator = torch.Generator().manual_seed(seed)
-    scores = Scores(get_criterion(name), groups, model, generator)
+    scores = Scores(get_criterion(name), groups, model, torch.Generator().manual_seed(seed))
     for batch in range(2):
         model.zero_grad()
         losses = dict(list(losses_of(model, batch, factor).items())[::turn])
@@ -158,21 +208,32 @@ def scored(name: str, model, groups, factor: float = 1.0, seed: int = 0, turn: i
     return scores.mean()
 
 
-@entries("criteria")
+@defined
 def test_a_criterion_gives_one_finite_number_per_filter_and_draws_from_its_generator(name, network):
-    model, groups, _ = network
+    model, groups, *_ = met(network)
     assert get_criterion(name).needs in NEEDS
     scores, again = scored(name, model, groups), scored(name, model, groups)
     for group, score, same in zip(groups, scores, again, strict=True):
         assert score.shape == (group.units,) and score.is_floating_point()
-        assert score.isfinite().all() and len(score.unique()) > 1
-        assert torch.equal(score, same) and not score.requires_grad
+        assert score.isfinite().all() and not score.requires_grad
+        assert torch.equal(score, same)
+    assert len(torch.cat(scores).unique()) > 1
 
 
-@entries("criteria")
+@pytest.mark.parametrize("name, network", [
+    (name, network) for name, (networks, _) in UNDEFINED.items() for network in networks
+])
+def test_where_a_criterion_is_not_defined_it_says_so_in_a_line(name, network):
+    model, groups, *_ = met(network)
+    with pytest.raises(ValueError, match=UNDEFINED[name][1]) as error:
+        scored(name, model, groups)
+    assert "\n" not in str(error.value) and name in str(error.value)
+
+
+@defined
 def test_a_criterion_leaves_the_network_and_its_gradients_alone(name, network):
-    model, groups, _ = network
-    criterion = get_criterion(name)
+    model, groups, *_ = met(network)
+    scores = Scores(get_criterion(name), groups, model)
     model.zero_grad()
     gradients = task_backward(losses_of(model, 0), model, model.trunk.parameters())
 
@@ -181,24 +242,23 @@ def test_a_criterion_leaves_the_network_and_its_gradients_alone(name, network):
         return [*model.state_dict().values(), *(p.grad for p in model.parameters()), *grads]
 
     before, random = [t.clone() for t in tensors()], torch.get_rng_state()
-    scores = Scores(criterion, groups, model)
     scores.update(gradients)
     scores.mean()
     assert all(torch.equal(a, b) for a, b in zip(before, tensors(), strict=True))
     assert torch.equal(random, torch.get_rng_state()), "only its own generator is drawn from"
 
 
-@entries("criteria")
+@defined
 @pytest.mark.parametrize("factor", [4.0, 2.0**-10])
 def test_the_unit_of_the_loss_does_not_change_the_ranking(name, network, factor):
-    model, groups, _ = network
+    model, groups, *_ = met(network)
     before, after = (scored(name, model, groups, of) for of in (1.0, factor))
     assert torch.equal(ranks(torch.cat(before)), ranks(torch.cat(after)))
 
 
-@entries("criteria")
+@defined
 def test_the_order_of_the_tasks_does_not_count(name, network):
-    model, groups, _ = network
+    model, groups, *_ = met(network)
     for one, other in zip(scored(name, model, groups), scored(name, model, groups, turn=-1)):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-15)
 
@@ -214,19 +274,21 @@ def permuted(state: dict, groups, orders) -> dict:
     return state
 
 
-@entries("criteria")
+@defined
 def test_filters_in_another_order_have_their_scores_in_that_order(name, network):
     """Or the criterion looks at nothing at all, and gives the same numbers to another network."""
-    model, groups, _ = network
+    model, groups, *_ = met(network)
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    torch.manual_seed(1)
     orders = [torch.randperm(group.units) for group in groups]
+    another = {key: of + torch.rand(of.shape) if of.dim() else of for key, of in state.items()}
     before, outputs = scored(name, model, groups), model(torch.ones(IMAGE).double())
     try:
         model.load_state_dict(permuted(state, groups, orders))
         for task, output in model(torch.ones(IMAGE).double()).items():
             torch.testing.assert_close(output, outputs[task], rtol=1e-9, atol=1e-9)
         after = scored(name, model, groups)
-        model.load_state_dict({key: tensor * 2 for key, tensor in state.items()})
+        model.load_state_dict(another)
         blind = all(map(torch.equal, scored(name, model, groups), before))
     finally:
         model.load_state_dict(state)
@@ -234,39 +296,157 @@ def test_filters_in_another_order_have_their_scores_in_that_order(name, network)
         torch.testing.assert_close(other, one if blind else one[order], rtol=1e-7, atol=1e-12)
 
 
-def rows_of(model, names: list[str], gradients: dict | None = None) -> list[np.ndarray]:
-    """(filters, numbers) of each layer's weight, or of its gradient."""
-    tensors = dict(model.named_parameters()) if gradients is None else gradients
-    return [tensors[f"{name}.weight"].detach().flatten(1).numpy() for name in names]
+# --- what each criterion is, one filter at a time ---
+
+class Seen(NamedTuple):
+    """weights: {name: array}; batches: of each minibatch {task: {name: gradient}}; groups; maps: of
+    each minibatch and group its feature maps, channels second."""
+
+    weights: dict
+    batches: list
+    groups: list
+    maps: list
+
+    def rows(self, group: Known, f: int, of: dict | None = None) -> list[np.ndarray]:
+        """The filter's weights in each layer that makes it, or their gradients."""
+        return [(of or self.weights)[f"{name}.weight"][f].ravel() for name in group.made]
+
+    def summed(self) -> list[dict]:
+        return [{name: sum(of[name] for of in batch.values()) for name in self.weights}
+                for batch in self.batches]
+
+    def gate(self, group: Known, f: int, gradient: dict) -> float:
+        """(gate x gradient)^2, the mean over gates."""
+        squares = []
+        for gate in group.gates:
+            own = [name for name in (f"{gate}.weight", f"{gate}.bias") if name in self.weights]
+            squares.append(sum((self.weights[n][f] * gradient[n][f]).sum() for n in own) ** 2)
+        return np.mean(squares)
+
+    def cosines(self, group: Known, f: int) -> np.ndarray:
+        """(minibatches, pairs of tasks)"""
+        found = []
+        for batch in self.batches:
+            vectors = [np.concatenate(self.rows(group, f, of)) for of in batch.values()]
+            found.append([
+                a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)
+                for a, b in itertools.combinations(vectors, 2)
+            ])
+        return np.array(found)
+
+    def by_task(self, group: Known, f: int) -> np.ndarray:
+        """E[T_k]"""
+        return np.array([
+            np.mean([self.gate(group, f, batch[task]) for batch in self.batches]) for task in TASKS
+        ])
+
+    def all(self, function) -> list[np.ndarray]:
+        """function(seen, group, filter) of every filter, by group."""
+        widths = [len(self.weights[f"{group.made[0]}.weight"]) for group in self.groups]
+        return [np.array([function(self, group, f) for f in range(width)])
+                for group, width in zip(self.groups, widths)]
 
 
-def magnitude(model, gradients, layers, gates) -> np.ndarray:
-    return np.mean([np.abs(rows).mean(1) for rows in rows_of(model, layers)], 0)
+def place(values: np.ndarray) -> np.ndarray:
+    return np.array([(values < own).sum() + ((values == own).sum() - 1) / 2 for own in values])
 
 
-def taylor(model, gradients, layers, gates) -> np.ndarray:
-    squares, parameters = [], dict(model.named_parameters())
-    for gate in gates:
-        product = np.zeros(len(parameters[f"{gate}.weight"]))
-        for own in (f"{gate}.weight", f"{gate}.bias"):
-            if own in parameters:
-                total = sum(of[own].numpy() for of in gradients.values())
-                both = parameters[own].detach().numpy() * total
-                product += both.reshape(len(both), -1).sum(1)
-        squares.append(product**2)
-    return np.mean(squares, 0)
+def l1(seen, group, f):
+    return np.mean([np.abs(row).mean() for row in seen.rows(group, f)])
 
 
-def cosprune(model, gradients, layers, gates) -> np.ndarray:
-    vectors = [np.concatenate(rows_of(model, layers, of), 1) for of in gradients.values()]
-    cosines = []
-    for a, b in itertools.combinations(vectors, 2):
-        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-        cosines.append((a * b).sum(1) / np.where(norms > 0, norms, 1))  # 0 of a dead filter
-    return np.mean(cosines, 0)
+def l2(seen, group, f):
+    return np.mean([(row**2).mean() for row in seen.rows(group, f)])
 
 
-ORACLES = {"magnitude": magnitude, "taylor": taylor, "cosprune": cosprune}
+def bn_scale(seen, group, f):
+    return np.mean([abs(seen.weights[f"{gate}.weight"][f]) for gate in group.gates])
+
+
+def fpgm(seen, group, f):
+    width = len(seen.weights[f"{group.made[0]}.weight"])
+    own, *others = (np.concatenate(seen.rows(group, i)) for i in (f, *range(width)))
+    return sum(np.sqrt(((own - other) ** 2).sum()) for other in others)
+
+
+def taylor(seen, group, f):
+    return np.mean([seen.gate(group, f, of) for of in seen.summed()])
+
+
+def by_weight(effect, seen, group, f):
+    return np.mean([
+        np.mean([effect(w * g).sum() for w, g in zip(seen.rows(group, f), seen.rows(group, f, of))])
+        for of in seen.summed()
+    ])
+
+
+def fisher(seen, group, f):
+    squares = [np.mean([seen.rows(group, f, of)[i] ** 2 for of in seen.summed()], 0)
+               for i in range(len(group.made))]
+    return np.mean([(w**2 * g).sum() for w, g in zip(seen.rows(group, f), squares)])
+
+
+def jacobian(seen, group, f):
+    found = []
+    for of in seen.summed():
+        products = [(seen.weights[f"{name}.weight"] * of[f"{name}.weight"])[:, f].sum()
+                    for name in group.readers]
+        found.append(seen.gate(group, f, of) + np.mean(np.square(products)))
+    return np.mean(found)
+
+
+def of_maps(function, seen, group, f):
+    at = seen.groups.index(group)
+    return np.mean([np.mean([function(a[:, f]).mean() for a in maps[at]]) for maps in seen.maps])
+
+
+def cosprune(seen, group, f):
+    return seen.cosines(group, f).mean()
+
+
+def conflict(seen, group, f):
+    return np.maximum(0, -seen.cosines(group, f)).mean()
+
+
+def over_all(function, values: list[np.ndarray]) -> list[np.ndarray]:
+    """Of all filters at once: each column by itself."""
+    whole = np.concatenate(values)
+    found = np.stack([function(column) for column in whole.T], 1)
+    return np.split(found, np.cumsum([len(of) for of in values])[:-1])
+
+
+def vote(function, of_columns, seen):
+    tasks = over_all(of_columns, seen.all(Seen.by_task))
+    return [np.array([function(row) for row in of]) for of in tasks]
+
+
+def taylor_minus_conflict(seen):
+    worth = vote(max, lambda column: column / column.mean(), seen)
+    return [a - b for a, b in zip(worth, seen.all(conflict))]
+
+
+def cosprune_taylor(seen):
+    both = [np.stack(of, 1) for of in zip(seen.all(cosprune), seen.all(taylor))]
+    return [of.mean(1) for of in over_all(place, both)]
+
+
+def each(function):
+    return lambda seen: seen.all(function)
+
+
+# {criterion: of all that was seen one array per group}
+ORACLES = {
+    "l1": each(l1), "l2": each(l2), "bn_scale": each(bn_scale), "fpgm": each(fpgm),
+    "taylor": each(taylor), "taylor_weight": each(partial(by_weight, np.square)),
+    "taylor_abs": each(partial(by_weight, np.abs)), "fisher": each(fisher),
+    "jacobian": each(jacobian), "activation": each(partial(of_maps, np.abs)),
+    "apoz": each(partial(of_maps, lambda a: a != 0)), "cosprune": each(cosprune),
+    "conflict_frequency": each(lambda *of: -(Seen.cosines(*of) < 0).mean()),
+    "mt_taylor_sum": each(lambda *of: Seen.by_task(*of).sum()),
+    "mt_taylor_normalised": partial(vote, sum, lambda column: column / column.sum()),
+    "mt_taylor_max": partial(vote, max, place), "mt_taylor_min": partial(vote, min, place),
+    "taylor_minus_conflict": taylor_minus_conflict, "cosprune_taylor": cosprune_taylor,
+}
 NO_ORACLE = {"random": "a draw: test_criteria holds that it is seeded"}
 
 
@@ -275,23 +455,38 @@ def test_every_criterion_has_an_oracle_or_a_reason_why_not():
     assert not missing, f"write {missing} down in NumPy, beside the others in ORACLES"
 
 
-@pytest.mark.parametrize("name", sorted({*ORACLES} & {*registry.names("criteria")}))
+@cache
+def seen_of(network: str) -> Seen:
+    model, _, expected, maps_of = met(network)
+    weights = {name: p.detach().numpy() for name, p in model.named_parameters()}
+    batches, maps = [], []
+    for batch in range(2):
+        batches.append({})
+        for task in TASKS:
+            model.zero_grad()
+            losses_of(model, batch)[task].backward()
+            batches[-1][task] = {
+                name: np.zeros(p.shape) if p.grad is None else p.grad.numpy().copy()
+                for name, p in model.named_parameters()
+            }
+        with torch.no_grad():
+            maps.append([[a.numpy() for a in of] for of in maps_of(model.trunk, images_of(batch))])
+    return Seen(weights, batches, expected, maps)
+
+
+@defined
 def test_a_criterion_is_what_its_oracle_says(name, network):
-    model, groups, layers = network
-    batches, gradients = range(2), {}
-    for batch, task in itertools.product(batches, ("one", "two")):
-        model.zero_grad()
-        losses_of(model, batch)[task].backward()
-        own = {name: p.grad.clone() for name, p in model.trunk.named_parameters(prefix="trunk")}
-        gradients.setdefault(batch, {})[task] = own
-    for score, (made, gates) in zip(scored(name, model, groups), layers, strict=True):
-        expected = [ORACLES[name](model, gradients[batch], made, gates) for batch in batches]
-        np.testing.assert_allclose(score.numpy(), np.mean(expected, 0), rtol=1e-9, atol=1e-15)
+    if name in NO_ORACLE:
+        return
+    model, groups, *_ = met(network)
+    expected = ORACLES[name](seen_of(network))
+    for score, own in zip(scored(name, model, groups), expected, strict=True):
+        np.testing.assert_allclose(score.numpy(), own, rtol=1e-9, atol=1e-15)
 
 
-@entries("criteria")
+@defined
 def test_a_criterion_that_reads_weights_alone_needs_no_minibatch(name, network):
-    model, groups, _ = network
+    model, groups, *_ = met(network)
     scores = Scores(get_criterion(name), groups, model)
     if get_criterion(name).needs == WEIGHTS:
         model.zero_grad()
@@ -663,6 +858,56 @@ def test_geometric_takes_a_share_of_what_is_left_in_as_many_removals_as_fixed(to
     shares = [after / before for before, after in itertools.pairwise([total, *geometric])]
     if spare and min(geometric) > 50:  # where rounding hardly counts
         assert shares == pytest.approx([(1 - spare / total) ** (1 / len(fixed))] * len(fixed), 0.02)
+
+
+@pytest.mark.parametrize("total, spare, step", CASES)
+def test_cubic_removes_ever_fewer_and_one_shot_all_at_once(total, spare, step):
+    cubic, fixed = (get_schedule(name)(total, spare, step) for name in ("cubic", "fixed"))
+    assert len(cubic) == len(fixed)
+    taken = [before - after for before, after in itertools.pairwise([total, *cubic])]
+    assert all(a + 1 >= b for a, b in itertools.pairwise(taken)), "to rounding"
+    if spare > 1000:
+        n = len(cubic)
+        gone = [(total - left) / spare for left in cubic]
+        assert gone == pytest.approx([1 - (1 - i / n) ** 3 for i in range(1, n + 1)], abs=0.01)
+    assert get_schedule("one_shot")(total, spare, step) == fixed[-1:]
+
+
+# --- rankings ---
+
+def layers_of(seed: int, ties: bool = False) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = [10.0**-i * torch.rand(5 + 3 * i, generator=generator) for i in range(4)]
+    return [(3 * of / of.max()).round() for of in scores] if ties else scores
+
+
+@entries("rankings")
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_ranking_keeps_the_order_within_each_layer_and_does_not_touch_the_scores(name, ties):
+    for seed in range(10):
+        scores = layers_of(seed, ties)
+        before = [of.clone() for of in scores]
+        found = get_ranking(name)(scores)
+        for of, own, same in zip(scores, found, before, strict=True):
+            assert torch.equal(of, same) and own.shape == of.shape and own.is_floating_point()
+            assert own.isfinite().all() and torch.equal(ranks(of), ranks(own))
+
+
+def test_each_ranking_is_what_it_says():
+    scores = layers_of(0)
+    assert all(map(torch.equal, get_ranking("global")(scores), scores))
+    for of, places, lamp in zip(scores, get_ranking("layer")(scores), get_ranking("lamp")(scores)):
+        for i, own in enumerate(of.tolist()):
+            assert places[i].item() == pytest.approx(sum(s < own for s in of.tolist()) / len(of))
+            share = own / sum(s for s in of.tolist() if s >= own)
+            assert lamp[i].item() == pytest.approx(share, rel=1e-12)
+        assert lamp.max() == 1
+
+
+def test_lamp_refuses_scores_below_zero_and_takes_a_layer_of_zeros():
+    with pytest.raises(ValueError, match="lamp takes shares of scores, and some are below 0"):
+        get_ranking("lamp")([torch.tensor([0.5, -0.1])])
+    assert torch.equal(get_ranking("lamp")([torch.zeros(3)])[0], torch.zeros(3).double())
 
 
 # --- stages ---

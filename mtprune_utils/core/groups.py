@@ -399,7 +399,7 @@ def _group(root: nn.Module, closure: Closure, graph: tp.DependencyGraph, names: 
             if len(roots) > 1:
                 tie(roots)
         blocks = getattr(module, "groups", 1)
-        if blocks > 1 and not _depthwise(module):  # the same filters of every block go
+        if blocks > 1 and not is_depthwise(module):  # the same filters of every block go
             size = (module.out_channels if makes else module.in_channels) // blocks
             of_position: dict[int, set[int]] = {}
             for index, roots in indices.items():
@@ -418,17 +418,17 @@ def _group(root: nn.Module, closure: Closure, graph: tp.DependencyGraph, names: 
         order = sorted(indices)
         of_unit = units[[min(indices[index]) for index in order]]
         positions = torch.tensor(order)
-        if kind == "conv" and not makes and module.groups > 1 and not _depthwise(module):
+        if kind == "conv" and not makes and module.groups > 1 and not is_depthwise(module):
             inside = positions < module.in_channels // module.groups
             positions, of_unit = positions[inside], of_unit[inside]
-        produces = makes or kind in ("norm", "parameter") or _depthwise(module)
+        produces = makes or kind in ("norm", "parameter") or is_depthwise(module)
         members.append(Member(name, kind, produces, slices, positions, of_unit))
     rank = {name: i for i, name in enumerate(names.values())}
     members.sort(key=lambda member: rank.get(member.name, -1))
     return Group(names[root], filters, len(unit_of), tuple(members), _gates(members, graph, names))
 
 
-def _depthwise(module) -> bool:
+def is_depthwise(module) -> bool:
     """One filter per channel: it scales channels rather than mixing them."""
     if not isinstance(module, _ConvNd):
         return False
@@ -447,7 +447,7 @@ def _slices(name: str, module, kind: str, makes: bool, dim: int) -> tuple[tuple[
     if kind == "parameter":
         return ((name, dim),)
     transposed = isinstance(module, _ConvTransposeNd)
-    if kind in ("conv", "linear") and not (makes or _depthwise(module)):
+    if kind in ("conv", "linear") and not (makes or is_depthwise(module)):
         return ((f"{name}.weight", 0 if transposed else 1),)
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return tuple(

@@ -1,6 +1,7 @@
 """The Pruner: structured pruning in anybody's loop, for any network with a shared trunk."""
 
 import copy
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,10 +16,10 @@ from mtprune_utils.core import cost, surgery
 from mtprune_utils.core.groups import Group, Untraceable, leaves, outputs_of, trace
 from mtprune_utils.core.pretrained import check_unwrapped, give_shapes
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Criterion, Scores
-from mtprune_utils.core.selection import RANKINGS, chooser
+from mtprune_utils.core.selection import chooser, within_bound
 from mtprune_utils.core.signals import backward, task_backward
 from mtprune_utils.criteria import get_criterion
-from mtprune_utils.registry import known
+from mtprune_utils.rankings import get_ranking
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,9 +37,9 @@ class Pruner:
     tuple of what it is called with, by position. trunk: the part that is pruned; by default every
     layer that all outputs depend on. criterion: a name, or a `Criterion`. leave: layers to leave
     alone. min_filters: what every group keeps at least; round_to: what is kept is a multiple of
-    this. ranking: "global" compares scores of all layers, "layer" takes the same share of each.
-    dense: what shares of a size refer to, an earlier Pruner's `dense`; by default the network as it
-    is. It lets an interrupted run go on.
+    this. ranking: "global" compares scores of all layers, "layer" takes the same share of each,
+    "lamp" compares shares of a layer's scores. dense: what shares of a size refer to, an earlier
+    Pruner's `dense`; by default the network as it is. It lets an interrupted run go on.
 
     `groups` are what can be pruned, `left_alone` says why the trunk's other layers cannot. Raises
     ValueError, in one line, where nothing can be pruned.
@@ -58,7 +59,8 @@ class Pruner:
         _expect("criterion", criterion, (str, Criterion), "a criterion's name, or a Criterion")
         _expect("leave", leave, (tuple, list), "a tuple of layers or their names")
         self.criterion = get_criterion(criterion) if isinstance(criterion, str) else criterion
-        self.ranking = known(ranking, RANKINGS, "ranking")
+        get_ranking(ranking)  # else a misspelt one were met as filters are chosen
+        self.ranking = ranking
         self.model, self._examples = model, example_inputs
         self.min_filters, self.round_to = min_filters, round_to
         self.generator = torch.Generator().manual_seed(seed)
@@ -143,23 +145,32 @@ class Pruner:
 
     def prune(
         self, filters: int | None = None, *, parameters: float | None = None,
-        macs: float | None = None, latency: float | None = None,
+        macs: float | None = None, latency: float | None = None, growth: float | None = None,
+        losses: Callable[[nn.Module], dict[str, Tensor]] | None = None,
         optimizer: torch.optim.Optimizer | None,
     ) -> dict[str, int]:
         """Remove the filters with the lowest scores; training goes on with the smaller network.
 
         filters: how many; or parameters, macs, latency: as many as it takes to come down to that
-        share of `dense`. Give one of them. optimizer: the one that trains them, which keeps the
-        moments of what is left; None if you make a new one now. Returns the new `size`, and begins
-        new scores. Raises, before anything is removed, ValueError if that cannot be reached, and
-        RuntimeError if no minibatch was scored.
+        share of `dense`; or growth: layer by layer as many as let no task's loss grow by more than
+        this share of it, see `within_bound`. Give one of them. losses, with growth: a function of a
+        network, of which it is given smaller copies in evaluation mode, that returns {task:
+        validation loss}. optimizer: the one that trains them, which keeps the moments of what is
+        left; None if you make a new one now. Returns the new `size`, and begins new scores. Raises,
+        before anything is removed, ValueError if that cannot be reached, and RuntimeError if no
+        minibatch was scored.
         """
         given = {"parameters": parameters, "macs": macs, "latency": latency}
         goals = {name: share for name, share in given.items() if share is not None}
-        if len(goals) + (filters is not None) != 1:
-            raise ValueError("say filters, parameters, macs or latency: one of them")
-        choose = chooser(self.scores.mean(), self.min_filters, self.round_to, self.ranking)
-        if goals:
+        if len(goals) + (filters is not None) + (growth is not None) != 1:
+            raise ValueError("say filters, parameters, macs, latency or growth: one of them")
+        if (growth is None) != (losses is None):
+            raise ValueError("growth is of losses: give both, losses as a function of the network")
+        scores = self.scores.mean()
+        choose = chooser(scores, self.min_filters, self.round_to, self.ranking)
+        if growth is not None:
+            chosen = self._within(growth, losses, scores)
+        elif goals:
             (measure, share), = goals.items()
             chosen = self._down_to(measure, share, choose)
         else:
@@ -192,6 +203,23 @@ class Pruner:
             )
         return choose(at)
 
+    def _within(self, growth: float, losses: Callable, scores: list[Tensor]) -> list[Tensor]:
+        """The filters without which no task's loss grows by more, layer by layer."""
+        if type(growth) not in (int, float) or not 0 <= growth < math.inf:
+            raise ValueError(f"growth is a share from 0, got {growth!r}")
+        _expect("losses", losses, Callable, "a function of the network")
+
+        def without(chosen: list[Tensor]) -> dict[str, float]:
+            smaller = copy.deepcopy(self.model).eval()
+            surgery.remove(smaller, self.groups, chosen)
+            with torch.no_grad():
+                found = losses(smaller)
+            if not isinstance(found, dict) or not found:
+                raise ValueError(f"losses must return a dictionary, {{task: loss}}, got {found!r}")
+            return {task: float(loss) for task, loss in found.items()}
+
+        return within_bound(scores, self.min_filters, self.round_to, growth, without)
+
     def _check_trains_all(self, optimizer: torch.optim.Optimizer, cuts: surgery.Cuts) -> None:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         tensors = dict(self.model.named_parameters())
@@ -222,6 +250,7 @@ class Pruner:
             self._check_trains_all(optimizer, surgery.cuts_of(self.groups, chosen))
         self.groups = surgery.remove(self.model, self.groups, chosen, optimizer)
         self._measure_uses()
+        self.scores.close()
         self.scores = self._new_scores()
 
     def table(self) -> "pd.DataFrame":

@@ -86,7 +86,8 @@ class Controls:
 
     seeds: int = 1
     levels: tuple[int, ...] = (0,)
-    schedules_of: tuple[str, ...] = ("taylor", "cosprune")  # also pruned with other schedules
+    schedules_of: tuple[str, ...] = ("taylor", "cosprune")  # also pruned with other schedules:
+    schedules: tuple[str, ...] = ("fixed", "geometric")  # these, less the profile's own
     budget: float = 3.0  # "scratch_longer" takes at most so many times the steps of "scratch"
 
     def __post_init__(self):

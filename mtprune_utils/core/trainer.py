@@ -10,7 +10,9 @@ from mtprune_utils.core.checkpoints import Checkpoints, random_state, set_random
 from mtprune_utils.core.data import Dataset, RandomBatches, augment
 from mtprune_utils.core.evaluation import evaluate, forward, total_loss
 from mtprune_utils.core.model import MultiTaskModel
-from mtprune_utils.core.scoring import TASK_GRADIENTS, Scores, TaskGradients
+from mtprune_utils.core.scoring import (
+    TASK_GRADIENTS, Scores, TaskGradients, score_minibatch,
+)
 from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.core.signals import backward, task_backward
 from mtprune_utils.core.task import task_losses
@@ -68,8 +70,7 @@ class Trainer:
             gradients = task_backward(losses, self.model, self.model.trunk.parameters())
         else:
             backward(losses)
-        for score in scores:
-            score.update(gradients)
+        score_minibatch(scores, gradients)
         self.optimizer.step()
         self.scheduler.step()
         self.step_count += 1

@@ -1,4 +1,9 @@
-"""Pruning criteria, one file each: `NEEDS` and `score(signals, generator)`, see `Criterion`."""
+"""Pruning criteria, one file each: `NEEDS`, and `score` or `statistics` and `combine`.
+
+`score(signals, generator)` is averaged over minibatches, and the average is the score. A criterion
+that ranks, votes or normalises gives `statistics(signals, generator)`, which are averaged, and
+`combine(means, signals)`, which makes scores of all groups' averages: see `Criterion`.
+"""
 
 from mtprune_utils import registry
 from mtprune_utils.core.scoring import Criterion
@@ -9,4 +14,6 @@ FOLDER = "criteria"
 def get_criterion(name: str) -> Criterion:
     """Raises ValueError, with the nearest name, for an unknown criterion."""
     module = registry.entry(FOLDER, name, "criterion")
-    return Criterion(name, module.NEEDS, module.score)
+    if hasattr(module, "score"):
+        return Criterion(name, module.NEEDS, module.score)
+    return Criterion(name, module.NEEDS, module.statistics, module.combine)

@@ -1,4 +1,4 @@
-"""Uniform random scores: the control that any criterion has to beat."""
+"""Uniform random scores: the control that any criterion has to beat. Cost: nothing."""
 
 import torch
 from torch import Tensor

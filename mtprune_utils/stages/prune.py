@@ -41,7 +41,8 @@ def entries(run) -> list[str]:
     # The cosine of every layer is observed, whatever the criterion.
     criteria = dict.fromkeys((run.criterion, "cosprune"))
     schedule = scheduled(run).pruning_schedule
-    return [*(f"criteria.{name}" for name in criteria), f"schedules.{schedule}"]
+    rest = f"schedules.{schedule}", "rankings.global"
+    return [*(f"criteria.{name}" for name in criteria), *rest]
 
 
 def perform(run, dataset, report, checkpoints) -> None:

@@ -25,7 +25,7 @@ from mtprune_utils.study.grid import Experiment
 # Colour and label; a criterion that is not named here gets the next free colour and its own name.
 STYLES = {
     "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"),
-    "magnitude": ("tab:green", "L1 magnitude"), "random": ("tab:gray", "random"),
+    "l1": ("tab:green", "L1 magnitude"), "random": ("tab:gray", "random"),
     "uniform": ("tab:brown", "uniform"),
 }
 PACKAGES = ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")

@@ -190,7 +190,8 @@ class Experiment:
         """The schedules that the profile's own is held against: what each one replaces of it."""
         own = self.profile.prune
         rate = "cosine" if own.lr_schedule == "constant" else "constant"
-        others = [name for name in registry.names("schedules") if name != own.pruning_schedule]
+        named = self.profile.controls.schedules
+        others = [name for name in named if name != own.pruning_schedule]
         return {
             f"{rate}_rate": {"lr_schedule": rate},
             **{name: {"pruning_schedule": name} for name in others},
