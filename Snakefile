@@ -38,10 +38,13 @@ FIGURES_FOLDER = str(config.get("figures", "figures"))
 
 # A seed is finished before the next begins, so that a study of many sittings has whole seeds; but
 # what others wait for goes first, dense networks a seed ahead, so that no core idles.
-PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1}
+PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1, "score": 1}
 ABOUT = {path: store.about_notebook(path) for path in store.notebook_paths()}
 # {figure: its notebook}. What else that one draws comes with it, and not in every profile.
-FIGURES = {about["figures"][0]: path for path, about in ABOUT.items() if "figures" in about}
+FIGURES = {
+    about["figures"][0]: path
+    for path, about in ABOUT.items() if "figures" in about and EXPERIMENT.draws(about)
+}
 # Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
 # written last.
 STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
@@ -61,7 +64,7 @@ def run_files(run):
 
 def cell(run):
     """A run's cell as its notebook's parameters: a search has its profile's seed."""
-    named = {name: value for name, value in run.cell.items() if value is not None}
+    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
     if run.stage == "tune":
         del named["seed"]
     return named

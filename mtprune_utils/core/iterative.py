@@ -3,6 +3,7 @@
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,6 +18,14 @@ from mtprune_utils.core.settings import Profile, Pruning
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.schedules import get_schedule
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How many filters go of each group, and the level of the size that it lands on, if any."""
+
+    counts: list[int]
+    level: int | None
 
 
 def removal_plan(widths: list[int], settings: Pruning) -> list[int]:
@@ -42,14 +51,16 @@ def check_sizes(dense: Architecture, sizes: tuple[float, ...], min_filters: int)
 def prune_iteratively(
     model: MultiTaskModel, dataset: Dataset, profile: Profile, settings: Pruning, criterion: str,
     seed: int, measure: Callable[[MultiTaskModel], dict[str, float]],
-    last_level: int | None = None, at_level: Callable[[int], None] = lambda level: None,
+    removals: list[Removal] | None = None, last_level: int | None = None,
+    at_level: Callable[[int], None] = lambda level: None,
     report: Callable[[str], None] = lambda line: None, checkpoints: Checkpoints | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """The paper's loop, in place, down to `min_filters` filters in every group.
 
     On its way it lands on each of the profile's sizes: a removal that would pass one takes only the
     filters that bring the parameter count nearest to it, and the rest goes after one more recovery;
-    `at_level` is then told the size's level. last_level: stop there. With `checkpoints` an
+    `at_level` is then told the size's level. removals: of another run, to be repeated: of each
+    group as many filters go, but those that are lowest here. last_level: stop there. With `checkpoints` an
     interrupted run goes on where it was.
 
     Returns evaluations and layers. There is one evaluation of the dense network, and one right
@@ -116,7 +127,10 @@ def prune_iteratively(
         losses = trainer.mean_losses()
         if removal:
             metrics = measure(model)
-        chosen, next_level = _next_removal(model, scores.mean(), plan, targets, settings)
+        if removals is None:
+            chosen, next_level = _next_removal(model, scores.mean(), plan, targets, settings)
+        else:
+            chosen, next_level = _repeated(removals[removal], scores.mean())
         layers += _layer_rows(model, removal, cosine.mean(), chosen)
         evaluations.append(row("recovered" if removal else "dense", target_level))
         if removal:
@@ -162,12 +176,18 @@ def _next_removal(
     filters = model.architecture.filters
     left = next((left for left in plan if left <= filters - settings.round_to), filters)
     count = filters - left  # 0 at the floor
-    choose = chooser(scores, settings.min_filters, settings.round_to)
+    choose = chooser(scores, settings.min_filters, settings.round_to, settings.ranking)
     chosen = choose(count)
     level = min(targets, default=None)
     if level is None or _parameters_without(model, chosen) > targets[level]:
         return chosen, None
     return _nearest_to(targets[level], model, choose, count), level
+
+
+def _repeated(removal: Removal, scores: list[Tensor]) -> tuple[list[Tensor], int | None]:
+    pairs = zip(scores, removal.counts, strict=True)
+    lowest = [score.argsort(stable=True)[:count].sort().values.cpu() for score, count in pairs]
+    return lowest, removal.level
 
 
 def _parameters_without(model: MultiTaskModel, chosen: list[Tensor]) -> int:

@@ -1,6 +1,6 @@
 """What a criterion is given of a group of filters, and the running means of what it makes of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, wraps
 
@@ -239,7 +239,8 @@ class Scores:
         return _check(given, (units, ...), f"{what} statistics per filter, a tensor")
 
     def _add(self, signals: list[Signals]) -> None:
-        found = self._statistics(signals)
+        # Sums of hundreds of minibatches lose small ones in half precision.
+        found = [_each(_at_least_float32, of) for of in self._statistics(signals)]
         both = zip(self.sums, found, strict=True)
         self.sums = [_each(torch.add, *pair) for pair in both] if self.sums else found
         self.batches += 1
@@ -292,7 +293,7 @@ class Scores:
         self.generator.set_state(state["generator"])
 
 
-def score_minibatch(scores: list[Scores], gradients: TaskGradients | None = None) -> None:
+def score_minibatch(scores: Sequence[Scores], gradients: TaskGradients | None = None) -> None:
     """Score one minibatch by several criteria of one network; what they share is computed once.
 
     gradients: of the tasks, if a criterion needs them.
@@ -311,6 +312,10 @@ def _each(function: Callable[..., Tensor], first: Statistics, *others: Statistic
     if torch.is_tensor(first):
         return function(first, *others)
     return {name: function(of, *(other[name] for other in others)) for name, of in first.items()}
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _check(tensor: Tensor, shape: tuple, what: str) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 OPTIMIZERS = ("adam", "adamw")
 LR_SCHEDULES = ("constant", "cosine")
+QUESTIONS = ("paper", "criteria")  # do the paper's claims hold; does the criterion matter
 WIDEST = 2**14  # layer, in filters, and image, in pixels
 
 
@@ -64,6 +65,7 @@ class Pruning:
     filters_per_step: int = 100
     min_filters: int = 5
     pruning_schedule: str = "fixed"  # an entry of `schedules`
+    ranking: str = "global"  # an entry of `rankings`: how scores of different layers compare
     round_to: int = 1  # kept widths are rounded up to a multiple, e.g. 8 for a GPU's matrix units
     score_every: int = 1  # criteria that need task gradients score every so-many-th minibatch
     cosine_batches: int = 5  # the last of those before each removal, whose cosine is observed
@@ -86,6 +88,9 @@ class Controls:
 
     seeds: int = 1
     levels: tuple[int, ...] = (0,)
+    single_task: bool = True  # one network per task
+    arms: tuple[str, ...] = ("scratch_longer", "finetune")  # of re-training, beside "scratch"
+    shuffled_of: tuple[str, ...] = ()  # criteria whose widths are repeated with other filters
     schedules_of: tuple[str, ...] = ("taylor", "cosprune")  # also pruned with other schedules:
     schedules: tuple[str, ...] = ("fixed", "geometric")  # these, less the profile's own
     budget: float = 3.0  # "scratch_longer" takes at most so many times the steps of "scratch"
@@ -141,6 +146,8 @@ class Profile:
     controls: Controls = field(default_factory=Controls)
     tuning: Tuning = field(default_factory=Tuning)
     margin: float = 0.1  # of the gap from position prior to dense network: no difference
+    questions: tuple[str, ...] = ("paper",)  # whose figures are drawn: "paper", "criteria" or both
+    agreement_batches: int = 0  # on which all criteria score the dense network; 0: they do not
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
     precision: str = "float32"  # or "bf16": autocast; weights and scores stay float32
@@ -181,6 +188,10 @@ class Profile:
             left = self.train_images - max(1, round(self.validation_share * self.train_images))
             rule = f"of train_images, a batch of {self.batch_size} must be left after validation"
             check(left >= self.batch_size, rule, left)
+        asked = {*self.questions} <= {*QUESTIONS} and self.questions
+        check(bool(asked), f"questions must be of {', '.join(QUESTIONS)}", self.questions)
+        none = self.agreement_batches >= 0
+        check(none, "agreement_batches must not be negative", self.agreement_batches)
         once = 0 < len(self.criteria) == len(set(self.criteria))
         check(once, "criteria must name at least one, and each once", self.criteria)
         some = self.test_images is None or self.test_images >= 1

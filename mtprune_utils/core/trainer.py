@@ -1,7 +1,7 @@
 """Training: one optimizer on one network, and a training phase with its evaluations."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -56,8 +56,17 @@ class Trainer:
         # Of each step since they were last asked for.
         self.losses: dict[str, list[Tensor]] = {task: [] for task in self.tasks}
 
-    def step(self, scores: list[Scores] = ()) -> None:
+    def step(self, scores: Sequence[Scores] = ()) -> None:
         """One forward pass, one optimizer step; `scores` read the gradients in between."""
+        losses = self.read(scores)
+        self.optimizer.step()
+        self.scheduler.step()
+        self.step_count += 1
+        for task, loss in losses.items():
+            self.losses[task].append(loss.detach())
+
+    def read(self, scores: Sequence[Scores]) -> dict[str, Tensor]:
+        """The next minibatch's losses and gradients, which `scores` read; nothing is trained."""
         profile = self.profile
         images, targets = augment(
             next(self.batches), self.tasks, profile.image_height, profile.crop, profile.scale,
@@ -71,11 +80,7 @@ class Trainer:
         else:
             backward(losses)
         score_minibatch(scores, gradients)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.step_count += 1
-        for task, loss in losses.items():
-            self.losses[task].append(loss.detach())
+        return losses
 
     def check(self) -> None:
         """Raises Diverged, with task and step, if a loss since `mean_losses` is not finite."""

@@ -17,7 +17,8 @@ from types import ModuleType
 from mtprune_utils import registry
 
 FOLDER = "stages"
-ORDER = ("dense", "tune", "prune", "retrain")  # those that are there, in the order they are shown
+# Those that are there, in the order they are shown.
+ORDER = ("dense", "tune", "prune", "retrain", "score")
 
 
 def get_stage(name: str) -> ModuleType:

@@ -2,7 +2,8 @@
 
 Arms: "scratch" (Scratch-E of Liu et al., Rethinking the Value of Network Pruning, ICLR 2019), for
 the profile's steps; "scratch_longer" (Scratch-B), for the compute that finding the architecture
-took; "finetune", from the pruned weights, with pruning's optimizer.
+took; "finetune", from the pruned weights, with pruning's optimizer; "shuffled", likewise, where the
+criterion's widths were left of other filters (see `stages.prune`).
 """
 
 from dataclasses import replace
@@ -13,6 +14,7 @@ from mtprune_utils.core.model import (
 from mtprune_utils.core.settings import Optimization
 from mtprune_utils.core.task import channels
 from mtprune_utils.files import read_table
+from mtprune_utils.stages import prune
 from mtprune_utils.stages._training import (
     architecture, at_level, network, train_and_save, tuned,
 )
@@ -20,26 +22,28 @@ from mtprune_utils.stages._training import (
 TABLES = ("evaluations.csv", "curve.csv")
 SETTINGS = ("retrain",)
 NOTEBOOK = "03_retrain_from_scratch"
-ARMS = ("scratch", "scratch_longer", "finetune")
+FROM_WEIGHTS = ("finetune", prune.SHUFFLED)
+ARMS = ("scratch", "scratch_longer", *FROM_WEIGHTS)
 UNIFORM = "uniform"  # in a criterion's place: the same pruning ratio in every layer
 
 
 def source(run):
     if run.criterion == UNIFORM:
         return None
-    return run.experiment.prune(run.criterion, run.seed, run.level)
+    arm = prune.SHUFFLED if run.arm == prune.SHUFFLED else "iterative"
+    return run.experiment.prune(run.criterion, run.seed, run.level, arm)
 
 
 def search(run):
     if not run.profile.tuning.trials:
         return None
-    phase = "finetune" if run.arm == "finetune" else "retrain"
+    phase = "finetune" if run.arm in FROM_WEIGHTS else "retrain"
     return run.experiment.tune(phase, run.criterion, run.level)
 
 
 def begun_with(run) -> Optimization:
     """Fine-tuning takes pruning's optimizer for re-training's length and schedule."""
-    if run.arm != "finetune":
+    if run.arm not in FROM_WEIGHTS:
         return run.profile.retrain
     names = ("optimizer", "betas", "lr", "weight_decay")
     own = {name: getattr(run.profile.prune, name) for name in names}
@@ -52,7 +56,7 @@ def settings(run) -> Optimization:
 
 
 def weights(run) -> str | None:
-    return at_level(run.level) if run.arm == "finetune" else None
+    return at_level(run.level) if run.arm in FROM_WEIGHTS else None
 
 
 def entries(run) -> list[str]:
@@ -66,7 +70,7 @@ def perform(run, dataset, report, checkpoints) -> None:
 
 def start_of(run, seed: int) -> MultiTaskModel:
     """The network that re-training starts from."""
-    if run.arm == "finetune":
+    if run.arm in FROM_WEIGHTS:
         return network(run.source, at_level(run.level))
     return build(found_architecture(run), seed)
 

@@ -144,7 +144,7 @@ def picture(target: torch.Tensor, task: Task) -> dict:
 
 def show_statistics(split: Split, dataset: Dataset, images: int = 200) -> Figure:
     """How the targets of a split's first images are distributed."""
-    figure, axes = _grid(1, len(dataset.tasks), 5, 3.6)
+    figure, axes = grid_of_axes(1, len(dataset.tasks), 5, 3.6)
     for axis, (name, task) in zip(axes[0], dataset.tasks.items()):
         target = split.targets[name][:images].float()
         if isinstance(task.target, (Labels, ImageClass)):
@@ -191,7 +191,7 @@ def show_curve(curve: pd.DataFrame) -> Figure:
     A circle marks the weights that were kept.
     """
     tasks = [column.split(".")[1] for column in curve if column.startswith("train.")]
-    figure, axes = _grid(1, len(tasks), 3.4, 2.8)
+    figure, axes = grid_of_axes(1, len(tasks), 3.4, 2.8)
     kept = curve[curve["selected"] == 1]
     for axis, task in zip(axes[0], tasks):
         loss, trained = f"{task}.loss", f"train.{task}.loss"
@@ -206,7 +206,7 @@ def show_curve(curve: pd.DataFrame) -> Figure:
 
 def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     """One pruning run: each metric after every removal and its recovery, over the steps."""
-    figure, axes = _grid(1, len(tasks), 4, 3)
+    figure, axes = grid_of_axes(1, len(tasks), 4, 3)
     for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
         axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
         for phase, marker in (("removed", "v"), ("recovered", "o")):
@@ -217,7 +217,7 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     return figure
 
 
-def _grid(
+def grid_of_axes(
     rows: int, columns: int, width: float, height: float, **more
 ) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, each of that size in inches, and their axes as a table."""
@@ -236,7 +236,7 @@ def _size_axis(axis, label: str) -> None:
     axis.invert_xaxis()
 
 
-def _legend_below(figure: Figure, axis) -> None:
+def legend_below(figure: Figure, axis) -> None:
     """One legend for all panels, where it hides nothing."""
     handles, labels = axis.get_legend_handles_labels()
     columns = -(-len(labels) // -(-len(labels) // 6))  # rows of at most six, as equal as can be
@@ -311,7 +311,7 @@ def _panels_by_size(
     if retrained is not None:  # as in Table 1, without those that landed beside their size
         right = stats.same_size(retrained["parameters"], retrained["level"].map(targets))
         points = pd.concat([points, retrained.loc[right, points.columns]])
-    figure, axes = _grid(len(SIZES), len(tasks), 4, 3.2)
+    figure, axes = grid_of_axes(len(SIZES), len(tasks), 4, 3.2)
     data = []
     for row, (size, size_label) in zip(axes, SIZES.items()):
         for axis, (metric, name) in zip(row, panels(tasks).items()):
@@ -328,7 +328,7 @@ def _panels_by_size(
                 _draw_published(axis, metric, scratch=retrained is not None)
             axis.set(title=name)
             _size_axis(axis, size_label)
-    _legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     names = ["size", "metric", "criterion", "arm", "kind", "tuned_for"]
     numbers = ["x", "mean", "sd", "low", "high", "seeds", "dense_network", "position_prior"]
     return figure, pd.concat(data, ignore_index=True)[[*names, *numbers]]
@@ -366,7 +366,7 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         .reset_index()
     )
     criteria = list(dict.fromkeys(means["criterion"]))
-    figure, axes = _grid(2, len(criteria), 6, 3.5)
+    figure, axes = grid_of_axes(2, len(criteria), 6, 3.5)
     limit = means["cosine"].abs().max()
     styles = {
         ("share", "share of the layer's filters left"): {"cmap": "viridis", "vmin": 0, "vmax": 1},
@@ -414,7 +414,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     shown += [(device, "PyTorch", "memory_ratio") for device in dict.fromkeys(table["device"])]
     names = {"cpu": "CPU", "cuda": "GPU"}
     batches = list(dict.fromkeys(table["batch"]))
-    figure, axes = _grid(len(batches), len(shown), 3.8, 3.2, sharex=True, sharey=True)
+    figure, axes = grid_of_axes(len(batches), len(shown), 3.8, 3.2, sharex=True, sharey=True)
     for row, batch in zip(axes, batches):
         for axis, (device, runtime, value) in zip(row, shown):
             panel = table[
@@ -461,7 +461,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 scale.set_minor_locator(NullLocator())
     for axis in axes[-1]:
         axis.set(xlabel="theoretical speed-up (dense MACs / MACs)")
-    _legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     return figure, table.assign(widths=[" ".join(map(str, widths)) for widths in table["widths"]])
 
 
@@ -484,7 +484,7 @@ def fig5_claims(
     shown = [name for name in table["claim"] if name in set(cells["claim"])]
     columns, most = 4, cells.groupby("claim").size().max()
     rows = -(-len(shown) // columns)
-    figure, axes = _grid(rows, columns, 4.2, 0.9 + 0.17 * most)
+    figure, axes = grid_of_axes(rows, columns, 4.2, 0.9 + 0.17 * most)
     for axis, claim in zip(axes.flat, shown):
         about = table[table["claim"] == claim].iloc[0]
         _draw_cells(axis, cells[cells["claim"] == claim].iloc[::-1], about["rule"], margin)
@@ -533,7 +533,7 @@ def fig6_training_curves(
     means = curves.groupby([*cell, "progress"])["kept"].agg(["mean", "std", "count"]).reset_index()
     tasks = list(dict.fromkeys(curves["task"]))
     rows = list(dict.fromkeys(zip(means["criterion"], means["level"])))
-    figure, axes = _grid(len(rows), len(tasks), 4, 2.8, sharey=True)
+    figure, axes = grid_of_axes(len(rows), len(tasks), 4, 2.8, sharey=True)
     runs = means.groupby("arm")["count"].max()
     for row, (criterion, level) in zip(axes, rows):
         for axis, task in zip(row, tasks):
@@ -546,7 +546,7 @@ def fig6_training_curves(
                 axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=label)
             axis.set(title=f"{style_of(criterion)[1]}, {task}, {sizes[int(level)]:.0%}")
             axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
-    _legend_below(figure, axes[0, 0])
+    legend_below(figure, axes[0, 0])
     return figure, means
 
 
@@ -557,7 +557,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
     `tables.collect`'s. Returns the figure and the trials.
     """
     arms, levels = list(dict.fromkeys(trials["arm"])), sorted(set(trials["level"]))
-    figure, axes = _grid(len(arms), len(levels), 5, 2.8, sharex=True)
+    figure, axes = grid_of_axes(len(arms), len(levels), 5, 2.8, sharex=True)
     for row, arm in zip(axes, arms):
         for axis, level in zip(row, levels):
             cell = trials[(trials["arm"] == arm) & (trials["level"] == level)]
@@ -576,7 +576,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
                 ylabel="validation loss",
             )
             axis.set(xlabel="learning rate", xscale="log", xlim=profile.tuning.lr)
-    _legend_below(
+    legend_below(
         figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
     )
     return figure, trials

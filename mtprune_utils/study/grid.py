@@ -18,7 +18,7 @@ from mtprune_utils.core.task import Task, channels
 from mtprune_utils.datasets import data_digest, data_tasks
 from mtprune_utils.files import PROJECT, read_json, source_digest
 from mtprune_utils.registry import known
-from mtprune_utils.stages import dense, get_stage, retrain, tune
+from mtprune_utils.stages import dense, get_stage, prune, retrain, tune
 from mtprune_utils.stages._training import architecture
 from mtprune_utils.study import store
 from mtprune_utils.study._streams import stream_of
@@ -162,10 +162,10 @@ class Experiment:
         """level: of the size that its optimizer is tuned for; by default the last.
 
         The last one's run goes down to the floor. Without tuning one run serves all sizes. arm: the
-        profile's own schedule ("iterative"), or one of `schedules`.
+        profile's own schedule ("iterative"), one of `schedules`, or "shuffled".
         """
         known(criterion, registry.names("criteria"), "criterion")
-        known(arm, ("iterative", *self.schedules), "arm")
+        known(arm, ("iterative", prune.SHUFFLED, *self.schedules), "arm")
         last = len(self.profile.sizes) - 1
         tuned_for = self._level(last if level is None else level)
         tuning = self.profile.tuning.trials
@@ -175,6 +175,10 @@ class Experiment:
         """arm: see `stages.retrain`."""
         known(arm, retrain.ARMS if criterion != UNIFORM else ("scratch",), "arm")
         return Run(self, "retrain", seed, self._criterion(criterion), self._level(level), arm)
+
+    def score(self, seed: int) -> "Run":
+        """All criteria on the seed's dense network."""
+        return Run(self, "score", seed)
 
     def _criterion(self, name: str) -> str:
         return name if name == UNIFORM else known(name, registry.names("criteria"), "criterion")
@@ -221,6 +225,8 @@ class Experiment:
 
         for seed in range(self.profile.seeds):
             add(run for run in self.paper_runs() if run.seed == seed)
+            if self.profile.agreement_batches and len(self.profile.criteria) > 1:
+                add([self.score(seed)])
             if seed < self.profile.controls.seeds:
                 add(self.control_runs(seed))
         return list(found.values())
@@ -239,12 +245,16 @@ class Experiment:
             return [run for run in paper if run.stage != "retrain"]
         return [run for run in paper if run.stage == "prune" and run.seed == 0]
 
+    def draws(self, about: dict) -> bool:
+        """Whether the figures of a notebook with these metadata are drawn of the profile."""
+        return about.get("question", "paper") in self.profile.questions
+
     def control_runs(self, seed: int) -> list["Run"]:
         """One seed of the arms that the paper's are held against."""
         controls, criteria = self.profile.controls, self.profile.criteria
         levels = controls.levels
         return [
-            *(self.dense(seed, task) for task in self.tasks),
+            *(self.dense(seed, task) for task in self.tasks if controls.single_task),
             *(
                 self.prune(c, seed, arm=arm)
                 for c in controls.schedules_of
@@ -255,7 +265,12 @@ class Experiment:
                 self.retrain(criterion, seed, level, arm)
                 for criterion in criteria
                 for level in levels
-                for arm in ("scratch_longer", "finetune")
+                for arm in controls.arms
+            ),
+            *(
+                self.retrain(criterion, seed, level, prune.SHUFFLED)
+                for criterion in controls.shuffled_of
+                for level in levels
             ),
         ]
 
@@ -316,9 +331,15 @@ class Run(store.RunFolder):
         return self.record.search(self)
 
     @property
+    def replayed(self) -> "Run | None":
+        """The pruning run whose removals this one repeats with other filters, if it does."""
+        shuffled = self.stage == "prune" and self.arm == prune.SHUFFLED
+        return replace(self, arm="iterative") if shuffled else None
+
+    @property
     def inputs(self) -> list["Run"]:
         """The runs whose results this one needs."""
-        return [run for run in (self.source, self.search) if run]
+        return [run for run in (self.source, self.search, self.replayed) if run]
 
     @cached_property
     def code(self) -> str:
@@ -334,6 +355,8 @@ class Run(store.RunFolder):
             changed = self.experiment.schedules.get(self.arm, {})
             profile = replace(profile, prune=replace(profile.prune, **changed))
         everything = asdict(profile)
+        if profile.prune.ranking == "global":  # as it was before there was a choice, in the name too
+            del everything["prune"]["ranking"]
         shared = {key: everything[key] for key in SHARED_SETTINGS}
         own = {key: everything[key] for key in self.record.SETTINGS}
         if self.stage == "tune" and self.arm != "finetune":

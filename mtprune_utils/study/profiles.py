@@ -16,6 +16,7 @@ import typing
 from mtprune_utils import registry
 from mtprune_utils.core.settings import Controls, Optimization, Profile, Pruning, Tuning, check
 from mtprune_utils.registry import known
+from mtprune_utils.stages import retrain
 
 LARGEST = 10**9  # whole number that a setting may be
 
@@ -32,7 +33,8 @@ PROFILES = {
                 cosine_batches=1,
             ),
             retrain=Optimization(lr=2e-3, steps=24, evaluations=2),
-            sizes=(0.4,), controls=Controls(budget=1.5), tuning=Tuning(trials=2), seeds=2,
+            sizes=(0.4,), controls=Controls(budget=1.5, shuffled_of=("taylor",)),
+            tuning=Tuning(trials=2), seeds=2, questions=("paper", "criteria"), agreement_batches=2,
         ),
         Profile(
             # Batch norm, unlike the paper's network: without it a thousand steps do not teach
@@ -116,11 +118,15 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
         check(finite, f"{key} must be finite", value)
     rule = "sizes must name at least one share of the dense network's parameters"
     check(bool(profile.sizes), rule, profile.sizes)
-    for criterion in (*profile.criteria, *profile.controls.schedules_of):
+    of_controls = *profile.controls.schedules_of, *profile.controls.shuffled_of
+    for criterion in (*profile.criteria, *of_controls):
         known(criterion, registry.names("criteria"), "criterion")
     known(profile.backbone, registry.names("backbones"), "backbone")
     for schedule in (profile.prune.pruning_schedule, *profile.controls.schedules):
         known(schedule, registry.names("schedules"), "pruning schedule")
+    known(profile.prune.ranking, registry.names("rankings"), "ranking")
+    for arm in profile.controls.arms:
+        known(arm, retrain.ARMS, "arm")
     return profile
 
 

@@ -31,7 +31,7 @@ RECORDS, VOUCHED, TIMINGS = "runs.jsonl", "vouched.json", "timings.csv"
 FIGURE_KINDS = ("png", "pdf", "csv", "json")
 TEXTS = ("run", "widths", "phase", "predictor", "state")  # columns; all others hold numbers
 AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
-DRAWING = ("figures", "claims", "statistics", "latency", "tables")  # modules that make figures
+DRAWING = ("figures", "comparison", "claims", "statistics", "latency", "tables")  # modules that make figures
 KEPT = ("*.csv", "*.safetensors", BEST, PROVENANCE, "timing.json")  # what others read of a run
 
 
@@ -69,7 +69,7 @@ def about_notebook(path: Path) -> dict:
     """What a notebook's metadata say of it, under "mtprune".
 
     "figures": those that it draws, first the one that every profile has; "needs": the runs that it
-    shows, see `Experiment.needed`.
+    shows, see `Experiment.needed`; "question": of which profiles, see `Experiment.draws`.
     """
     return read_json(path)["metadata"].get("mtprune", {})
 
