@@ -119,6 +119,7 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     for criterion in (*profile.criteria, *profile.controls.schedules_of):
         known(criterion, registry.names("criteria"), "criterion")
     known(profile.backbone, registry.names("backbones"), "backbone")
+    known(profile.weighting, registry.names("weightings"), "weighting")
     for schedule in (profile.prune.pruning_schedule, *profile.controls.schedules):
         known(schedule, registry.names("schedules"), "pruning schedule")
     return profile
