@@ -13,8 +13,9 @@ JOBS =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
-# Networks that none of us wrote, which tests prune. In a folder of their own: Torch-Pruning imports
-# what it finds of them, which would take every process a second.
+# What only tests need: networks that none of us wrote, and TorchJD with a solver for the weightings.
+# In a folder of their own: Torch-Pruning imports what it finds of the networks, which would take
+# every process a second.
 FOREIGN = .venv/foreign/.installed
 BATCH = $(BIN)/python -m mtprune_utils.run.launch
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
@@ -98,7 +99,7 @@ LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-h
 
 lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
 	$(LOCK) requirements.txt -o requirements.lock
-	printf 'timm==1.0.31\nsegmentation-models-pytorch==0.6.0\n' | $(LOCK) --no-deps - -o requirements-foreign.lock
+	printf '%s\n' timm==1.0.31 segmentation-models-pytorch==0.6.0 torchjd==0.18.0 qpsolvers==4.13.0 quadprog==0.1.14 | $(LOCK) --no-deps - -o requirements-foreign.lock
 	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
 
 audit:  ## look for known vulnerabilities in what is installed (needs the network)

@@ -155,9 +155,25 @@ def plan(total: int, spare: int, filters_per_step: int) -> list[int]:
     return counts
 '''
 
+WEIGHTING = '''
+"""Twice each loss."""
+
+from torch import nn
+
+
+class Doubled(nn.Module):
+    def forward(self, losses):
+        return {task: 2 * loss for task, loss in losses.items()}
+
+
+def build(tasks: list[str], epoch: int) -> nn.Module:
+    return Doubled()
+'''
+
 ENTRIES = {  # file in the package: what it says; the registries know an entry by its file's name
     "criteria/energy.py": CRITERION, "tasks/edges.py": TASK, "datasets/discs.py": DATA_SET,
     "backbones/three_layers.py": BACKBONE, "schedules/halves.py": SCHEDULE,
+    "weightings/doubled.py": WEIGHTING,
 }
 FIGURE = "widths_at_the_floor"
 FIGURE_CELL = f'''
@@ -330,12 +346,12 @@ def test_a_new_schedule_is_one_more_arm_once_it_is_named_and_leaves_the_others(c
 
 
 def test_everything_new_at_once_is_pruned_retrained_drawn_and_judged(tmp_path):
-    """A data set with a task of its own, a backbone, a schedule and a criterion, each one file."""
+    """A data set with a task of its own, a backbone and so on, each one file."""
     repository = copied(tmp_path / "repository", (*NOTEBOOKS, CLAIMS))
     add(repository, *ENTRIES)
     numbers = {
         "backbone": "three_layers", "width": 1.0, "prune.pruning_schedule": "halves",
-        "criteria": ["energy"], "sizes": [0.8],
+        "criteria": ["energy"], "sizes": [0.8], "weighting": "doubled",
     }
     done = batch(repository, "--data", "discs", **numbers)
     assert done == [
@@ -348,6 +364,7 @@ def test_everything_new_at_once_is_pruned_retrained_drawn_and_judged(tmp_path):
     assert len(pd.read_csv(place / "table1_claims.csv")) > 1
     (pruned,) = repository.glob("runs/smoke/prune/*/")
     params = read_json(pruned / "params.json")
+    assert params["weighting"] == "doubled"
     assert (params["tasks"], params["data"]) == ({"depth": 1, "edges": 2}, "discs, version 1")
     rows = pd.read_csv(pruned / "evaluations.csv")
     left = rows[rows["phase"] == "removed"]["filters"].tolist()
@@ -369,6 +386,7 @@ EDITS = {
     "datasets/rooms.py": ALL, "datasets/_reading.py": ALL, "datasets/multifashion.py": set(),
     "tasks/depth.py": ALL, "tasks/classification.py": set(),
     "schedules/fixed.py": PRUNED, "schedules/geometric.py": set(),
+    "weightings/equal.py": ALL, "weightings/dwa.py": set(),
     "rankings/global.py": PRUNED, "rankings/lamp.py": set(), "criteria/_shared.py": PRUNED,
     # The grid, which figures read, knows the stages.
     "stages/retrain.py": {"retrain taylor", "retrain energy"} | FIGURES,

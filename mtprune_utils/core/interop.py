@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from mtprune_utils.core.groups import _graph
+from mtprune_utils.core.groups import graph
 from mtprune_utils.core.pruner import Pruner
 from mtprune_utils.core.scoring import GRADIENT, WEIGHTS, Criterion, Signals
 
@@ -141,8 +141,8 @@ class _TheirGroups:
 
     def like(self, signals: Signals) -> tp.Group:
         """Theirs of all filters of the layer that ours begins with."""
-        if signals._tensors is not self._tensors:  # new scores are begun at every removal
-            self._trace(signals._tensors)
+        if signals.tensors is not self._tensors:  # new scores are begun at every removal
+            self._trace(signals.tensors)
         ours = signals.group
         if ours.root not in self._groups:
             root = self._copy.get_submodule(ours.root)
@@ -159,7 +159,7 @@ class _TheirGroups:
         device = next(self._model.parameters()).device
         inputs = tuple(x.to(device) if torch.is_tensor(x) else x for x in self._inputs)
         with torch.enable_grad():
-            self._graph = _graph(self._copy, inputs)
+            self._graph = graph(self._copy, inputs)
         names = {part: name for name, part in _parts(self._copy).items()}
         own = _parts(self._model)
         for node in self._graph.module2node.values():

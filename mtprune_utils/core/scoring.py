@@ -62,20 +62,20 @@ class Signals:
         gradients: TaskGradients | None = None, maps: list[FeatureMap] | None = None,
     ):
         self.group, self.units = group, group.units
-        self._tensors, self._gradients, self._maps = tensors, gradients or {}, maps or []
+        self.tensors, self._gradients, self._maps = tensors, gradients or {}, maps or []
         self._known: dict[Callable, Tensor] = {}
 
     @cached_property
     def _weights(self) -> list[tuple[Member, nn.Parameter]]:
-        return [(m, self._tensors[m.slices[0][0]]) for m in self.group.producers]
+        return [(m, self.tensors[m.slices[0][0]]) for m in self.group.producers]
 
     @cached_property
     def _gates(self) -> list[tuple[Member, nn.Parameter, nn.Parameter | None]]:
         by_name = {m.name: m for m in self.group.members if m.produces}
         members = [by_name[name] for name in self.group.gates]
         gates = [
-            (m, self._tensors[f"{m.name}.weight"], self._tensors.get(f"{m.name}.bias"))
-            for m in members if f"{m.name}.weight" in self._tensors
+            (m, self.tensors[f"{m.name}.weight"], self.tensors.get(f"{m.name}.bias"))
+            for m in members if f"{m.name}.weight" in self.tensors
         ]
         if not gates:
             raise ValueError(
@@ -95,7 +95,7 @@ class Signals:
     def norm_scales(self) -> list[Tensor]:
         """(units, channels) of each normalisation's scale; empty if there is none."""
         norms = [m for m in self.group.members if m.kind == "norm" and m.name in self.group.gates]
-        scales = [(m, self._tensors.get(f"{m.name}.weight")) for m in norms]
+        scales = [(m, self.tensors.get(f"{m.name}.weight")) for m in norms]
         return [_rows(of.detach(), m, self.units) for m, of in scales if of is not None]
 
     def _of_tasks(self) -> list[dict[nn.Parameter, Tensor]]:
@@ -156,7 +156,7 @@ class Signals:
         found = []
         for m in [m for m in self.group.members if not m.produces]:
             name, dim = m.slices[0]
-            weight = self._tensors[name]
+            weight = self.tensors[name]
             if weight.grad is None:  # the loss does not depend on it
                 found.append(weight.new_zeros(self.units))
                 continue
@@ -203,7 +203,7 @@ class Scores:
         self.generator = generator or torch.Generator().manual_seed(0)
         self.sums: list[Statistics] = []
         self.batches = 0
-        self._tensors = dict(model.named_parameters())
+        self.tensors = dict(model.named_parameters())
         self._watch = Watch(model, groups) if criterion.needs == ACTIVATIONS else None
 
     def close(self) -> None:
@@ -219,7 +219,7 @@ class Scores:
         self, gradients: TaskGradients | None = None, maps: list[list[FeatureMap]] | None = None
     ) -> list[Signals]:
         return [
-            Signals(group, self._tensors, gradients, maps[i] if maps else None)
+            Signals(group, self.tensors, gradients, maps[i] if maps else None)
             for i, group in enumerate(self.groups)
         ]
 
@@ -287,7 +287,7 @@ class Scores:
 
     def restore(self, state: dict) -> None:
         """The inverse of `state`."""
-        device = next(iter(self._tensors.values())).device
+        device = next(iter(self.tensors.values())).device
         self.sums = [_each(lambda total: total.to(device), of) for of in state["sums"]]
         self.batches = state["batches"]
         self.generator.set_state(state["generator"])

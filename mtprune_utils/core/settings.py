@@ -151,6 +151,7 @@ class Profile:
     criteria: tuple[str, ...] = ("taylor", "cosprune")
     seeds: int = 3
     precision: str = "float32"  # or "bf16": autocast; weights and scores stay float32
+    weighting: str = "equal"  # an entry of `weightings`: of the tasks' losses, in every training
     # How a run is done, which its name leaves out:
     device: str = field(default="auto", compare=False)  # a GPU if there is one; or "cpu", "cuda"
     deterministic: bool = field(default=False, compare=False)  # on a GPU: repeats to the bit

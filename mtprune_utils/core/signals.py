@@ -1,6 +1,6 @@
 """Gradients of several task losses from one forward pass."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,13 @@ def _check(losses: dict[str, Tensor]) -> None:
 
 
 def task_backward(
-    losses: dict[str, Tensor], model: nn.Module, shared: Iterable[nn.Parameter]
+    losses: dict[str, Tensor], model: nn.Module, shared: Iterable[nn.Parameter],
+    weighting: nn.Module | None = None,
 ) -> TaskGradients:
     """One backward pass per task; `.grad` becomes their sum, the gradient of the summed loss.
+
+    weighting: of these losses, see `weightings`. Its parameters get gradients too, and if it
+    aggregates, `.grad` of the shared parameters becomes what it makes of the tasks' gradients.
 
     Returns each task's gradient of every shared parameter, those of the trunk. Costs one pass
     through each head and T through the trunk, and touches nothing but `.grad`, which must be empty
@@ -35,7 +39,8 @@ def task_backward(
     number or does not depend on the trunk.
     """
     _check(losses)
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    weights = weighting.parameters() if weighting else ()
+    parameters = [p for p in (*model.parameters(), *weights) if p.requires_grad]
     shared = [p for p in shared if p.requires_grad]
     gradients: TaskGradients = {}
     for i, (task, loss) in enumerate(losses.items()):
@@ -56,7 +61,18 @@ def task_backward(
             else by_parameter[parameter]
             for parameter in shared
         }
+    if aggregate := aggregation_of(weighting):
+        reached = [parameter for parameter in shared if parameter.grad is not None]
+        rows = [torch.cat([of[p].flatten() for p in reached]) for of in gradients.values()]
+        parts = aggregate(torch.stack(rows)).split([p.numel() for p in reached])
+        for parameter, part in zip(reached, parts):
+            parameter.grad = laid_out_like(parameter, part.view(parameter.shape))
     return gradients
+
+
+def aggregation_of(weighting: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
+    """The weighting's `aggregate`, if it joins gradients."""
+    return getattr(weighting, "aggregate", None)
 
 
 def laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from mtprune_utils.core.scoring import (
     TASK_GRADIENTS, Scores, TaskGradients, score_minibatch,
 )
 from mtprune_utils.core.settings import Optimization, Profile, Pruning
-from mtprune_utils.core.signals import backward, task_backward
+from mtprune_utils.core.signals import aggregation_of, backward, task_backward
 from mtprune_utils.core.task import task_losses
+from mtprune_utils.weightings import get_weighting
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 LR_SCHEDULES = {
@@ -29,7 +30,7 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """Takes steps on augmented minibatches, and keeps each task's mean loss.
+    """Takes steps on augmented minibatches, and keeps each task's mean loss, unweighted.
 
     The minibatches depend on `seed` alone, so that runs with equal seeds see the same images in the
     same order.
@@ -42,10 +43,15 @@ class Trainer:
         # Channels-last convolutions train a quarter faster on the CPU and feed GPU tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
         self.tasks, self.mirror, self.profile = dataset.tasks, dataset.mirror, profile
+        epoch = len(dataset.train) // profile.batch_size  # in minibatches
+        weighting = get_weighting(profile.weighting)(list(self.tasks), epoch)
+        self.weighting = weighting.to(next(model.parameters()).device)
         self.optimizer = OPTIMIZERS[settings.optimizer](
             model.parameters(), settings.lr, betas=settings.betas,
             weight_decay=settings.weight_decay, fused=True,
         )
+        if weights := list(self.weighting.parameters()):
+            self.optimizer.add_param_group({"params": weights, "weight_decay": 0.0})
         schedule = LR_SCHEDULES[settings.lr_schedule]
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: schedule(step / steps)
@@ -66,7 +72,11 @@ class Trainer:
             self.losses[task].append(loss.detach())
 
     def read(self, scores: Sequence[Scores]) -> dict[str, Tensor]:
-        """The next minibatch's losses and gradients, which `scores` read; nothing is trained."""
+        """The next minibatch's losses and gradients, which `scores` read; nothing is trained.
+
+        The tasks' gradients are those of the weighted losses; the training gradient, in `.grad`, is
+        what the optimizer takes: their sum, or what the weighting aggregates them to.
+        """
         profile = self.profile
         images, targets = augment(
             next(self.batches), self.tasks, profile.image_height, profile.crop, profile.scale,
@@ -74,26 +84,29 @@ class Trainer:
         )
         self.optimizer.zero_grad()
         losses = task_losses(self.tasks, forward(self.model, images, profile), targets)
+        weighted = self.weighting(losses)
         gradients: TaskGradients | None = None
-        if any(score.criterion.needs == TASK_GRADIENTS for score in scores):
-            gradients = task_backward(losses, self.model, self.model.trunk.parameters())
+        read = any(score.criterion.needs == TASK_GRADIENTS for score in scores)
+        if read or aggregation_of(self.weighting):
+            shared = self.model.trunk.parameters()
+            gradients = task_backward(weighted, self.model, shared, self.weighting)
         else:
-            backward(losses)
+            backward(weighted)
         score_minibatch(scores, gradients)
         return losses
 
     def check(self) -> None:
-        """Raises Diverged, with task and step, if a loss since `mean_losses` is not finite."""
+        """Raises Diverged if a loss since `mean_losses` is not finite: first task, and its step."""
+        first = {}
         for task, losses in self.losses.items():
-            if not losses:
-                continue
-            broken = (~torch.stack(losses).isfinite()).nonzero().flatten()[:1].tolist()
-            for i in broken:
-                step = self.step_count - len(losses) + i + 1
-                raise Diverged(
-                    f"the loss of {task} is {losses[i].item()} at step {step}: lower the learning "
-                    "rate"
-                )
+            if losses and (broken := (~torch.stack(losses).isfinite()).nonzero().tolist()):
+                first[task] = broken[0][0]
+        if first:
+            task = min(first, key=first.get)
+            losses, i = self.losses[task], first[task]
+            step = self.step_count - len(losses) + i + 1
+            what = f"the loss of {task} is {losses[i].item()} at step {step}"
+            raise Diverged(f"{what}: lower the learning rate")
 
     def mean_losses(self) -> dict[str, float]:
         """Mean training loss of each task since the last call. Raises Diverged as `check` does."""
@@ -110,9 +123,10 @@ class Trainer:
         """What the next steps depend on. Raises Diverged rather than keep a broken one."""
         self.check()
         return {
-            "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(), "generator": self.generator.get_state(),
-            "batches": self.batches.state(), "step": self.step_count,
+            "model": self.model.state_dict(), "weighting": self.weighting.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(), "batches": self.batches.state(),
+            "step": self.step_count,
             "losses": {
                 task: torch.stack(losses) if losses else None
                 for task, losses in self.losses.items()
@@ -123,6 +137,7 @@ class Trainer:
     def restore(self, state: dict) -> None:
         """The inverse of `state`, on a network of the same widths."""
         self.model.load_state_dict(state["model"])
+        self.weighting.load_state_dict(state["weighting"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.generator.set_state(state["generator"])

@@ -99,7 +99,10 @@ class Experiment:
 
     def entries(self) -> list[str]:
         """What every run of the experiment names in the registries."""
-        return [f"datasets.{self.data}", f"backbones.{self.profile.backbone}"]
+        p = self.profile
+        return [
+            f"datasets.{self.data}", f"backbones.{p.backbone}", f"weightings.{p.weighting}",
+        ]
 
     @property
     def vouched_file(self) -> Path:
@@ -358,6 +361,8 @@ class Run(store.RunFolder):
         if profile.prune.ranking == "global":  # as it was before there was a choice, in the name too
             del everything["prune"]["ranking"]
         shared = {key: everything[key] for key in SHARED_SETTINGS}
+        if profile.weighting != "equal":  # left out, as before there was a choice: names stay
+            shared["weighting"] = profile.weighting
         own = {key: everything[key] for key in self.record.SETTINGS}
         if self.stage == "tune" and self.arm != "finetune":
             # Which takes pruning's optimizer for re-training's length.

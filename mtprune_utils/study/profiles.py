@@ -4,6 +4,7 @@ smoke   every notebook in under a minute on two cores: CI and a first look
 quick   the default main job: every figure on the embedded data, and one seed of each control
 study   a small network, eight seeds, every arm, tuned: for the paper's claims; hours, resumable
 fashion for multifashion, two classification tasks on small images
+zoo     every criterion on the embedded data: VGG-16; zoo_resnet18 and zoo_fashion are its fellows
 paper   the paper's protocol, for a GPU
 
 What each number means, and its unit, stands in `core.settings`.
@@ -19,6 +20,22 @@ from mtprune_utils.registry import known
 from mtprune_utils.stages import retrain
 
 LARGEST = 10**9  # whole number that a setting may be
+
+# All criteria by one protocol, in a grid of hundreds of short runs.
+ZOO = Profile(
+    "zoo",
+    image_height=64, crop=48, scale=(0.75, 1.0), batch_size=8,
+    backbone="vgg16_bn", width=1 / 8, stride=8, head_width=16, dropout=0.0,
+    dense=Optimization(lr=2e-3, steps=3000, evaluations=6),
+    prune=Pruning(lr=5e-4, lr_schedule="constant", prune_interval=20, filters_per_step=26),
+    retrain=Optimization(lr=2e-3, steps=500, evaluations=2),
+    sizes=(0.5, 0.3, 0.15), seeds=3, criteria=registry.names("criteria"),
+    questions=("criteria",), agreement_batches=50,
+    controls=Controls(
+        seeds=3, levels=(0, 1, 2), single_task=False, arms=("finetune",), schedules_of=(),
+        shuffled_of=("taylor", "cosprune", "l1", "mt_taylor_max"),
+    ),
+)
 
 PROFILES = {
     profile.name: profile
@@ -71,6 +88,16 @@ PROFILES = {
             retrain=Optimization(lr=2e-3, steps=800, evaluations=5),
             sizes=(0.4, 0.2), controls=Controls(levels=(0, 1)), seeds=3,
         ),
+        ZOO,
+        dataclasses.replace(
+            ZOO, name="zoo_resnet18", backbone="resnet18",
+            prune=dataclasses.replace(ZOO.prune, filters_per_step=18),
+        ),
+        dataclasses.replace(
+            ZOO, name="zoo_fashion",
+            train_images=12_000, test_images=2_000, image_height=36, crop=36, scale=(1.0, 1.0),
+            batch_size=32, sizes=(0.5, 0.3, 0.15),
+        ),
         Profile(
             "paper",
             depth_follows_scale=False, pretrained=True, precision="bf16",
@@ -122,6 +149,7 @@ def get_profile(name: str, overrides: dict[str, object] | None = None) -> Profil
     for criterion in (*profile.criteria, *of_controls):
         known(criterion, registry.names("criteria"), "criterion")
     known(profile.backbone, registry.names("backbones"), "backbone")
+    known(profile.weighting, registry.names("weightings"), "weighting")
     for schedule in (profile.prune.pruning_schedule, *profile.controls.schedules):
         known(schedule, registry.names("schedules"), "pruning schedule")
     known(profile.prune.ranking, registry.names("rankings"), "ranking")

@@ -1,0 +1,12 @@
+"""Losses as they are: their plain sum is trained."""
+
+from torch import Tensor, nn
+
+
+class Equal(nn.Module):
+    def forward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        return losses
+
+
+def build(tasks: list[str], epoch: int) -> nn.Module:
+    return Equal()
