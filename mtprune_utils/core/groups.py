@@ -124,7 +124,7 @@ def trace(
     with torch.enable_grad():
         fed = _fed(model, _run(model, example_inputs))
         shared = {names[model.get_submodule(_layer_of(p))] for p in _shared(fed, prefix)}
-        graph = graph(model, example_inputs)
+        graph = trace_graph(model, example_inputs)
     tied = _tied(names)
     groups: list[Group] = []
     reasons: dict[str, str] = {}
@@ -270,7 +270,7 @@ class _PlainGates(TorchFunctionMode):
         return halves(*arguments, **options or {})
 
 
-def graph(model: nn.Module, inputs: tuple) -> tp.DependencyGraph:
+def trace_graph(model: nn.Module, inputs: tuple) -> tp.DependencyGraph:
     try:
         with _quiet(), _PlainGates():
             return tp.DependencyGraph().build_dependency(

@@ -9,7 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from mtprune_utils.core.groups import graph
+from mtprune_utils.core.groups import trace_graph
 from mtprune_utils.core.pruner import Pruner
 from mtprune_utils.core.scoring import GRADIENT, WEIGHTS, Criterion, Signals
 
@@ -159,7 +159,7 @@ class _TheirGroups:
         device = next(self._model.parameters()).device
         inputs = tuple(x.to(device) if torch.is_tensor(x) else x for x in self._inputs)
         with torch.enable_grad():
-            self._graph = graph(self._copy, inputs)
+            self._graph = trace_graph(self._copy, inputs)
         names = {part: name for name, part in _parts(self._copy).items()}
         own = _parts(self._model)
         for node in self._graph.module2node.values():
