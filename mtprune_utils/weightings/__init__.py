@@ -5,8 +5,9 @@ an epoch. Its `forward(losses)` takes {task: scalar} and gives as many, whose su
 it learns are its parameters, which the optimizer trains without weight decay; what it remembers
 lies in its `state_dict`.
 
-A weighting that joins gradients, not losses, has `aggregate(rows) -> Tensor` as well: of the trunk's
-gradients of the tasks, (tasks, n), the one it is trained by, (n,). Each head keeps its own task's.
+A weighting that joins gradients, not losses, has `aggregate(rows) -> Tensor` as well: of each
+task's gradient of the trunk, (tasks, n), the one that trains it, (n,). Each head keeps its own
+task's.
 
 Each training phase begins with a new one. In a loop of your own: `weighting(losses)` on each
 minibatch, with `weighting.parameters()` given to the optimizer, and what comes of it to

@@ -12,8 +12,8 @@ class Aggregation(nn.Module):
     """Losses as they are, and one gradient of the tasks' by an aggregator of TorchJD.
 
     name: the aggregator's in `torchjd.aggregation`; extra: of torchjd's extras the one that it
-    needs. The aggregators read numbers of theirs on the CPU, so that each step waits for the device.
-    Raises ImportError, with what to install.
+    needs. Aggregators read numbers on the CPU, so that each step waits for the device. Raises
+    ImportError, with what to install.
     """
 
     def __init__(self, name: str, extra: str = ""):
@@ -24,8 +24,9 @@ class Aggregation(nn.Module):
             self.aggregator = getattr(aggregation, name)()
         except ImportError as error:
             package = f"torchjd[{extra}]" if extra else "torchjd"
+            install = f"pip install '{package}=={VERSION}'"
             raise ImportError(
-                f"{name} is TorchJD's: pip install '{package}=={VERSION}', or take another weighting"
+                f"{name} is TorchJD's: {install}, or take another weighting"
             ) from error
 
     def forward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
