@@ -49,7 +49,7 @@ def test_every_link_leads_somewhere(document):
 
 # Data flows one way. What stands behind the entries' registries is not known to the core, which
 # takes them by name; `files`, `processes` and `registry` serve all.
-ENTRIES = ("tasks", "criteria", "backbones", "datasets", "schedules", "rankings")
+ENTRIES = ("tasks", "criteria", "backbones", "datasets", "schedules", "rankings", "weightings")
 ORDER = {"core": 0, **dict.fromkeys(ENTRIES, 1), "stages": 2, "study": 3, "run": 4}
 SERVING = {"files", "processes", "registry"}
 BY_NAME = {f"{entries}.__init__" for entries in ENTRIES}  # what looks an entry up
