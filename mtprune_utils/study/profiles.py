@@ -27,8 +27,8 @@ ZOO = Profile(
     image_height=64, crop=48, scale=(0.75, 1.0), batch_size=8,
     backbone="vgg16_bn", width=1 / 8, stride=8, head_width=16, dropout=0.0,
     dense=Optimization(lr=2e-3, steps=3000, evaluations=6),
-    prune=Pruning(lr=5e-4, lr_schedule="constant", prune_interval=20, filters_per_step=26),
-    retrain=Optimization(lr=2e-3, steps=500, evaluations=2),
+    prune=Pruning(lr=5e-4, lr_schedule="constant", prune_interval=25, filters_per_step=40),
+    retrain=Optimization(lr=2e-3, steps=400, evaluations=2),
     sizes=(0.5, 0.3, 0.15), seeds=3, criteria=registry.names("criteria"),
     questions=("criteria",), agreement_batches=50,
     controls=Controls(
@@ -91,7 +91,7 @@ PROFILES = {
         ZOO,
         dataclasses.replace(
             ZOO, name="zoo_resnet18", backbone="resnet18",
-            prune=dataclasses.replace(ZOO.prune, filters_per_step=18),
+            prune=dataclasses.replace(ZOO.prune, filters_per_step=27),
         ),
         dataclasses.replace(
             ZOO, name="zoo_fashion",
