@@ -40,7 +40,9 @@ from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
 from test_real_data import cityscapes, mtan
 
-REGISTRIES = ("criteria", "tasks", "datasets", "backbones", "schedules", "stages", "rankings", "weightings")
+REGISTRIES = (
+    "criteria", "tasks", "datasets", "backbones", "schedules", "stages", "rankings", "weightings",
+)
 
 
 def entries(folder: str):
