@@ -2,8 +2,8 @@
 
 Arms: "scratch" (Scratch-E of Liu et al., Rethinking the Value of Network Pruning, ICLR 2019), for
 the profile's steps; "scratch_longer" (Scratch-B), for the compute that finding the architecture
-took; "finetune", from the pruned weights, with pruning's optimizer; "shuffled", likewise, where the
-criterion's widths were left of other filters (see `stages.prune`).
+took; "finetune", from the pruned weights, with pruning's optimizer; "finetune_shuffled", likewise, where
+the criterion's widths were left of other filters (see `stages.prune`).
 """
 
 from dataclasses import replace
@@ -22,7 +22,8 @@ from mtprune_utils.stages._training import (
 TABLES = ("evaluations.csv", "curve.csv")
 SETTINGS = ("retrain",)
 NOTEBOOK = "03_retrain_from_scratch"
-FROM_WEIGHTS = ("finetune", prune.SHUFFLED)
+FINETUNE_SHUFFLED = "finetune_shuffled"
+FROM_WEIGHTS = ("finetune", FINETUNE_SHUFFLED)
 ARMS = ("scratch", "scratch_longer", *FROM_WEIGHTS)
 UNIFORM = "uniform"  # in a criterion's place: the same pruning ratio in every layer
 
@@ -30,7 +31,7 @@ UNIFORM = "uniform"  # in a criterion's place: the same pruning ratio in every l
 def source(run):
     if run.criterion == UNIFORM:
         return None
-    arm = prune.SHUFFLED if run.arm == prune.SHUFFLED else "iterative"
+    arm = prune.SHUFFLED if run.arm == FINETUNE_SHUFFLED else "iterative"
     return run.experiment.prune(run.criterion, run.seed, run.level, arm)
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 from mtprune_utils.core.model import activation_bytes
 from mtprune_utils.core.task import channels, delta_m
 from mtprune_utils.stages._training import architecture
+from mtprune_utils.stages.retrain import FROM_WEIGHTS
 from mtprune_utils.study import statistics as stats
 from mtprune_utils.study.grid import UNIFORM, Experiment
 
@@ -178,7 +179,7 @@ class Evidence:
         cell = ["criterion", "seed", "level"]
         inherited = pruned[pruned["arm"] == "iterative"].set_index(cell)["steps"]
         before = inherited.reindex(pd.MultiIndex.from_frame(retrained[cell])).to_numpy()
-        retrained["steps"] += np.where(retrained["arm"] == "finetune", before, 0)
+        retrained["steps"] += np.where(retrained["arm"].isin(FROM_WEIGHTS), before, 0)
         return pd.concat([pruned, retrained.loc[right, pruned.columns]], ignore_index=True)
 
     def kept(self, rows: pd.DataFrame) -> pd.DataFrame:

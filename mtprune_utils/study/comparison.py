@@ -1,14 +1,215 @@
-"""Whether the criterion matters: every criterion of a profile under one protocol."""
+"""Whether the criterion matters: every criterion of a profile under one protocol.
 
+Networks of one size and one kind of training are compared task by task, on the scale of
+`claims.Evidence`: the share of the gap from position prior to dense network that they keep.
+"""
+
+import time
+
+import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 
-from mtprune_utils.study.figures import grid_of_axes
+from mtprune_utils.core.model import build
+from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.task import channels
+from mtprune_utils.core.trainer import Trainer
+from mtprune_utils.criteria import get_criterion
+from mtprune_utils.stages._training import architecture
+from mtprune_utils.stages.retrain import FINETUNE_SHUFFLED
+from mtprune_utils.study import statistics as stats
+from mtprune_utils.study.claims import Evidence
+from mtprune_utils.study.execute import load_data
+from mtprune_utils.study.figures import grid_of_axes, legend_below
+from mtprune_utils.study.grid import UNIFORM, Experiment
 
+# Arms that get the same training, whose networks are held against each other.
+FAMILIES = {"finetune": ("finetune", FINETUNE_SHUFFLED), "scratch": ("scratch",)}
+CELL = ["family", "level", "task"]
+ARM = ["arm", "criterion"]
+MARKS = {  # arm: marker, filled, colour (Okabe and Ito's), what it is
+    "finetune": ("o", True, "#0072B2", "fine-tuned"),
+    FINETUNE_SHUFFLED: ("X", True, "#E69F00", "its widths, other filters, fine-tuned"),
+    "scratch": ("s", False, "#009E73", "its widths, from random weights"),
+}
 AGREEMENT = {
     "spearman": "Spearman, all filters", "within_layers": "Spearman within layers",
     "overlap": "overlap of the lower halves",
 }
+
+
+def in_order(criteria: list[str]) -> list[str]:
+    """By what they read, then by name: no order of merit. Uniform widths come last."""
+    kinds = ("weights", "activations", "gradient", "task_gradients")
+    named = sorted(set(criteria) - {UNIFORM})
+    ordered = sorted(named, key=lambda name: kinds.index(get_criterion(name).needs))
+    return [*ordered, *({*criteria} & {UNIFORM})]
+
+
+def kept_shares(evidence: Evidence) -> pd.DataFrame:
+    """One row per network and task: family, arm, criterion, level, seed, task, kept."""
+    families = {arm: family for family, arms in FAMILIES.items() for arm in arms}
+    points = evidence.points.assign(family=evidence.points["arm"].map(families))
+    points = points.dropna(subset="family").astype({"level": int, "seed": int})
+    names = ["family", *ARM, "level", "seed"]
+    return points.melt(names, [*evidence.endpoints], "task", "kept")
+
+
+def compare(evidence: Evidence) -> pd.DataFrame:
+    """Mean, spread and interval of every arm's kept shares, cell by cell.
+
+    Two of a cell (one family, size and task) are told apart, at 5 % for all pairs of the cell
+    together, where their intervals low to high do not overlap: `stats.tukey_intervals`. NaN where
+    there is one seed, and for an arm that lacks a seed which others have.
+    """
+    parts = []
+    for cell, rows in kept_shares(evidence).groupby(CELL, sort=False):
+        values = rows.pivot(index="seed", columns=ARM, values="kept")
+        found = values.agg(["mean", "std", "count"]).T.join(stats.tukey_intervals(values))
+        parts.append(found.reset_index().assign(**dict(zip(CELL, cell))))
+    table = pd.concat(parts, ignore_index=True).rename(columns={"std": "sd", "count": "seeds"})
+    return table[[*CELL, *ARM, "mean", "sd", "low", "high", "seeds"]]
+
+
+def against(table: pd.DataFrame, arm: str, other: str, criterion: str = "") -> pd.DataFrame:
+    """In how many cells each criterion's arm is told apart from another's, of `compare`.
+
+    other: the arm that it is held against, of the named criterion, else of its own. Columns ahead,
+    behind, cells; one row per criterion that has both.
+    """
+    one, two = (table[table["arm"] == name] for name in (arm, other))
+    keys = ["level", "task"]
+    if criterion:
+        two = two[two["criterion"] == criterion].drop(columns="criterion")
+        one = one[one["criterion"] != criterion]
+    else:
+        keys = [*keys, "criterion"]
+    pairs = one.merge(two, on=keys, suffixes=("", "_other"))
+    pairs = pairs.dropna(subset=["low", "low_other"])
+    pairs["ahead"] = pairs["low"] > pairs["high_other"]
+    pairs["behind"] = pairs["high"] < pairs["low_other"]
+    counts = pairs.groupby("criterion")[["ahead", "behind"]].sum()
+    return counts.assign(cells=pairs.groupby("criterion").size())
+
+
+def balance(evidence: Evidence) -> pd.DataFrame:
+    """Which tasks pay: of every arm at every size the worst task, and how unequal they are.
+
+    Columns: worst (the task that keeps least, by its mean over seeds), kept (its share), spread
+    (the best task's share less the worst's, by seed, then the mean), and the seeds' deviations.
+    """
+    wide = kept_shares(evidence).pivot(
+        index=["family", *ARM, "level", "seed"], columns="task", values="kept"
+    )
+    spread = (wide.max(axis=1) - wide.min(axis=1)).groupby([*ARM, "level"]).agg(["mean", "std"])
+    means, deviations = (of(wide.groupby([*ARM, "level"])) for of in (_mean, _deviation))
+    worst = means.idxmin(axis=1)
+    at = [(cell, task) for cell, task in worst.items()]
+    return pd.DataFrame({
+        "worst": worst, "kept": means.min(axis=1),
+        "kept_sd": [deviations.loc[cell, task] for cell, task in at],
+        "spread": spread["mean"], "spread_sd": spread["std"],
+    }).reset_index()
+
+
+def _mean(groups) -> pd.DataFrame:
+    return groups.mean()
+
+
+def _deviation(groups) -> pd.DataFrame:
+    return groups.std()
+
+
+def cost_per_step(experiment: Experiment, rounds: int = 15) -> pd.DataFrame:
+    """A training step with a criterion's scoring, over one without: median, 10 % and 90 %.
+
+    Measured in turns on the dense network; columns criterion, needs, ratio, low, high.
+    """
+    profile = experiment.profile
+    dataset = load_data(experiment.dense(0)).resized_for_evaluation(profile.crop)
+    model = build(architecture(profile, channels(experiment.tasks)), 0).train()
+    trainer = Trainer(model, dataset, profile, profile.prune, rounds * 1000, 0)
+    rows = []
+    for name in in_order(profile.criteria):
+        scores = Scores(get_criterion(name), model.groups, model)
+        ratios = []
+        for _ in range(rounds + 2):
+            begun = time.perf_counter()
+            trainer.step()
+            between = time.perf_counter()
+            trainer.step([scores])
+            ratios.append((time.perf_counter() - between) / (between - begun))
+        scores.close()
+        low, ratio, high = np.quantile(ratios[2:], [0.1, 0.5, 0.9])
+        needs = scores.criterion.needs
+        rows.append({"criterion": name, "needs": needs, "ratio": ratio, "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure, pd.DataFrame]:
+    """Every criterion: what its networks keep of each task, fine-tuned and from random weights.
+
+    table: `compare`'s. sizes: shares of the dense network's parameters, by level. Criteria stand in
+    the order of what they read. Returns the figure and the table.
+    """
+    tasks, levels = (list(dict.fromkeys(table[name])) for name in ("task", "level"))
+    names = in_order(list(table["criterion"]))
+    figure, axes = grid_of_axes(
+        len(tasks), len(levels), 4, 0.9 + 0.22 * len(names), sharey=True, sharex="row",
+    )
+    places = {"finetune": -0.22, FINETUNE_SHUFFLED: 0.0, "scratch": 0.22}
+    for row, task in zip(axes, tasks):
+        for axis, level in zip(row, sorted(levels)):
+            cell = table[(table["task"] == task) & (table["level"] == level)]
+            for arm, (marker, filled, colour, label) in MARKS.items():
+                rows = cell[cell["arm"] == arm]
+                y = np.array([names.index(name) for name in rows["criterion"]]) + places[arm]
+                errors = np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
+                face = colour if filled else "white"
+                axis.errorbar(
+                    rows["mean"], y, xerr=np.nan_to_num(errors), fmt=marker, color=colour,
+                    markerfacecolor=face, markersize=4, linewidth=1, label=label,
+                )
+            for x in (0, 1):
+                axis.axvline(x, color="black", linewidth=0.8, linestyle=":")
+            axis.set_yticks(range(len(names)), names, fontsize=7)
+            axis.set(title=f"{task}, {sizes[level]:.0%} of the parameters")
+            axis.grid(axis="y", linewidth=0.3)
+    for axis in axes[-1]:
+        axis.set(xlabel="share of the gap kept (0: position prior, 1: dense)")
+    axes[0, 0].invert_yaxis()  # all share it
+    legend_below(figure, axes[0, 0])
+    return figure, table
+
+
+def fig8_task_balance(
+    table: pd.DataFrame, sizes: tuple[float, ...]
+) -> tuple[Figure, pd.DataFrame]:
+    """Which tasks pay for each criterion: the tasks' kept shares side by side, fine-tuned.
+
+    table: `compare`'s. Returns the figure and what it shows of the table.
+    """
+    shown = table[table["arm"] == "finetune"]
+    levels, tasks = sorted(set(shown["level"])), list(dict.fromkeys(shown["task"]))
+    names = in_order(list(shown["criterion"]))
+    figure, axes = grid_of_axes(1, len(levels), 4, 1.2 + 0.2 * len(names), sharey=True, sharex=True)
+    colours = dict(zip(tasks, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")))
+    for axis, level in zip(axes[0], levels):
+        cell = shown[shown["level"] == level].pivot(
+            index="criterion", columns="task", values="mean"
+        ).reindex(names)
+        axis.hlines(
+            range(len(names)), cell.min(axis=1), cell.max(axis=1), color="tab:gray", linewidth=1
+        )
+        for task, colour in colours.items():
+            axis.plot(cell[task], range(len(names)), "o", color=colour, markersize=4, label=task)
+        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.set(title=f"{sizes[level]:.0%} of the parameters, fine-tuned")
+        axis.set(xlabel="share of the gap kept")
+    axes[0, 0].invert_yaxis()
+    legend_below(figure, axes[0, 0])
+    return figure, shown
 
 
 def fig8_agreement(agreement: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
@@ -20,15 +221,15 @@ def fig8_agreement(agreement: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
     pair = ["first", "second"]
     means = agreement.groupby(pair, sort=False)[[*AGREEMENT]].agg(["mean", "std", "count"])
-    names = list(dict.fromkeys([*agreement["first"], *agreement["second"]]))
+    names = in_order([*agreement["first"], *agreement["second"]])
     side = 1.6 + 0.28 * len(names)
     figure, axes = grid_of_axes(1, len(AGREEMENT), side, side)
     for axis, (measure, title) in zip(axes[0], AGREEMENT.items()):
         half = means[measure, "mean"].unstack().reindex(index=names, columns=names)
         both = half.fillna(half.T)
         sns.heatmap(
-            both, ax=axis, square=True, cmap="RdBu", vmin=-1, vmax=1, cbar=False,
-            annot=len(names) <= 24, fmt=".1f", annot_kws={"fontsize": 6},
+            both, ax=axis, square=True, cmap="RdBu", vmin=-1, vmax=1, cbar=False, annot=True,
+            fmt=".1f", annot_kws={"fontsize": 6},
         )
         axis.set(title=title, xlabel="", ylabel="")
         axis.tick_params(labelsize=7)

@@ -271,7 +271,7 @@ class Experiment:
                 for arm in controls.arms
             ),
             *(
-                self.retrain(criterion, seed, level, prune.SHUFFLED)
+                self.retrain(criterion, seed, level, retrain.FINETUNE_SHUFFLED)
                 for criterion in controls.shuffled_of
                 for level in levels
             ),

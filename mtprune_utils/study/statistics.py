@@ -198,6 +198,29 @@ def judge_all(outcomes: Iterable[str], rule: str) -> str:
     return "no worse" if found == {"better", "no worse"} else "inconclusive"
 
 
+def tukey_intervals(values: pd.DataFrame) -> pd.DataFrame:
+    """Intervals of means that do not overlap exactly where Tukey's test tells two means apart.
+
+    values: one row per seed, one column per arm. Seeds are blocks: their own level is taken out,
+    and the rest of the variance is pooled over the arms, which supposes that it is alike. All pairs
+    together err with a chance of 5 %. Columns low and high, indexed as the arms; NaN for arms
+    without all seeds, and for all where there are fewer than two of either.
+    """
+    from scipy.stats import studentized_range  # a second of import
+
+    whole = values.loc[:, values.notna().all()]
+    seeds, arms = whole.shape
+    table = pd.DataFrame({"low": np.nan, "high": np.nan}, index=values.columns)
+    if min(seeds, arms) < 2:
+        return table
+    means = whole.mean()
+    rest = whole.sub(whole.mean(axis=1), axis=0) - means + whole.to_numpy().mean()
+    freedom = (seeds - 1) * (arms - 1)
+    sd = np.sqrt((rest**2).to_numpy().sum() / freedom)
+    half = studentized_range.ppf(1 - ALPHA, arms, freedom) * sd / np.sqrt(seeds) / 2
+    return table.assign(low=means - half, high=means + half)
+
+
 def seeds_to_decide(
     mean, sd, seeds, rule: str, margin: float, decided: Collection[str], most: int = 200
 ) -> int | None:
