@@ -3,6 +3,7 @@
 #     make figures PROFILE=quick JOBS=2
 #     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
 #     make figures OVERRIDES='{"dense.steps": 200}'
+#     make figures PROFILE=zoo RESTORE=1     go on from committed tables: only what is missing
 
 PROFILE = quick
 DATA = rooms
@@ -10,6 +11,7 @@ ROOT =
 OVERRIDES =
 BASE =
 JOBS =
+RESTORE =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
@@ -29,6 +31,7 @@ override JOBS := $(subst $$$$,$$,$(value JOBS))
 export PROFILE DATA ROOT OVERRIDES BASE JOBS
 SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
 CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
+RESTORED = $(if $(RESTORE),--restore)
 AT_ONCE = $${JOBS:+--jobs "$$JOBS"}
 RENEW_README = $(BIN)/python -m tools.readme
 # One thread: results differ in the last digits between one thread and two.
@@ -43,7 +46,7 @@ help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
-	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(AT_ONCE)
+	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(RESTORED) $(AT_ONCE)
 	@$(RENEW_README)
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes

@@ -120,6 +120,10 @@ def figure_inputs(wildcards):
     return [ancient(file) for run in needed for file in run_files(run)]
 
 
+def alone(wildcards):
+    return ABOUT[FIGURES[wildcards.figure]].get("alone", False)
+
+
 def figure_arguments(wildcards, output):
     return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
 
@@ -171,7 +175,7 @@ rule figure:
         notebook=lambda wildcards: str(FIGURES[wildcards.figure]),
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
-    # Latencies are measured while nothing else runs.
-    threads: lambda wildcards: workflow.cores if wildcards.figure == "fig4_speedup" else 1
+    # What is measured is measured while nothing else runs.
+    threads: lambda wildcards: workflow.cores if alone(wildcards) else 1
     shell:
         RUN

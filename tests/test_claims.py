@@ -570,6 +570,17 @@ def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_
     assert after == before
 
 
+def test_runs_that_the_profile_itself_has_in_its_tables_are_shared(finished, tmp_path):
+    experiment, figures, _ = finished
+    shutil.copytree(figures / "smoke-custom", tmp_path / "figures/smoke")
+    more = TINY | {"criteria": ["taylor", "random"]}
+    elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), more)
+    assert elsewhere.label == "smoke-custom"
+    assert tables.restore(elsewhere, tmp_path / "figures") == 3
+    missing = [run for run in elsewhere.runs() if not run.done]
+    assert {run.criterion for run in missing if run.stage != "score"} == {"random"}
+
+
 def test_weights_that_lie_where_a_run_is_laid_out_again_are_not_taken_for_its_own(
     finished, tmp_path
 ):

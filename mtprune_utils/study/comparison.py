@@ -93,6 +93,28 @@ def against(table: pd.DataFrame, arm: str, other: str, criterion: str = "") -> p
     return counts.assign(cells=pairs.groupby("criterion").size())
 
 
+SUMMARY = {  # what each criterion is held against: its arm, the other arm, of which criterion
+    "fine-tuned, random filters": ("finetune", "finetune", "random"),
+    "its choice of filters": ("finetune", FINETUNE_SHUFFLED, ""),
+    "re-trained, random's widths": ("scratch", "scratch", "random"),
+    "re-trained, uniform widths": ("scratch", "scratch", UNIFORM),
+}
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """By criterion, in how many cells it is told apart from each of `SUMMARY`: "2 +, 1 -, of 9".
+
+    Empty where nothing was compared. table: `compare`'s.
+    """
+    columns = {
+        name: against(table, *sides).apply(
+            lambda row: f"{row['ahead']} +, {row['behind']} −, of {row['cells']}", axis=1
+        ) for name, sides in SUMMARY.items()
+    }
+    names = [name for name in in_order(list(table["criterion"])) if name != UNIFORM]
+    return pd.DataFrame(columns).reindex(names).fillna("").rename_axis("criterion")
+
+
 def balance(evidence: Evidence) -> pd.DataFrame:
     """Which tasks pay: of every arm at every size the worst task, and how unequal they are.
 

@@ -69,7 +69,8 @@ def about_notebook(path: Path) -> dict:
     """What a notebook's metadata say of it, under "mtprune".
 
     "figures": those that it draws, first the one that every profile has; "needs": the runs that it
-    shows, see `Experiment.needed`; "question": of which profiles, see `Experiment.draws`.
+    shows, see `Experiment.needed`; "question": of which profiles, see `Experiment.draws`; "alone":
+    whether it measures times, so that nothing else may run beside it.
     """
     return read_json(path)["metadata"].get("mtprune", {})
 

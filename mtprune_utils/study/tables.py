@@ -11,10 +11,12 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from mtprune_utils.files import csv_text, parse_json, read_json, read_table, write_atomically
 from mtprune_utils.study.grid import Experiment, Run
+from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.study.store import (
     AGAIN, BEST, PROVENANCE, RECORDS, TEXTS, results_folder, table_names,
 )
@@ -98,18 +100,22 @@ def recorded_origins(experiment: Experiment, figures: Path) -> dict[str, dict]:
 def restore(experiment: Experiment, figures: Path) -> int:
     """Lay the run folders that the tables know and that are not here, without weights.
 
+    The tables are those of the experiment and of its profile as it stands, whose runs it may share.
     Returns how many. Raises ValueError, in one line that names the file, before anything is laid,
     if a record or table is not as `collect` wrote it: broken off, edited, merged.
     """
-    folder = results_folder(experiment.label, figures)
-    records, stored = _read(folder)
-    missing = [run for run in experiment.runs() if run.name in records and not run.done]
-    texts = {
-        run.path(file): _stored(records[run.name], file, stored, folder)
-        for run in missing for file in run.tables
-    }
-    for run in missing:
-        record = records[run.name]
+    own = replace(experiment, profile=get_profile(experiment.profile.name))
+    found: dict[Run, dict] = {}
+    texts: dict[Path, str] = {}
+    for label in dict.fromkeys((experiment.label, own.label)):
+        folder = results_folder(label, figures)
+        records, stored = _read(folder)
+        for run in experiment.runs():
+            if run.name in records and run not in found and not run.done:
+                record = found[run] = records[run.name]
+                for file in run.tables:
+                    texts[run.path(file)] = _stored(record, file, stored, folder)
+    for run, record in found.items():
         origin = record["files"][PROVENANCE]
         for file in run.tables:
             run.write(file, texts[run.path(file)].encode())
@@ -119,7 +125,7 @@ def restore(experiment: Experiment, figures: Path) -> int:
         for foreign in (*run.folder.glob("*.safetensors"), *run.folder.glob("checkpoints/*")):
             foreign.unlink()  # of an unfinished run: perhaps of other code
         run.finish(origin["code"])
-    return len(missing)
+    return len(found)
 
 
 def _files(stage: str) -> tuple[str, ...]:
