@@ -1,10 +1,13 @@
 """Criteria under one protocol: when two are told apart, what is held against what; agreement."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import readme
 from mtprune_utils import registry
 from mtprune_utils.core.iterative import Removal, _repeated
 from mtprune_utils.stages.retrain import FINETUNE_SHUFFLED
@@ -97,6 +100,20 @@ def test_the_summary_has_every_criterion_and_is_empty_where_nothing_was_compared
     assert list(found.index) == ["random", "taylor"], "by what they read, uniform widths left out"
     assert found.loc["taylor", "fine-tuned, random filters"] == "1 +, 1 −, of 3"
     assert found.loc["taylor", "re-trained, uniform widths"] == ""
+
+
+def test_the_readme_says_what_is_told_apart_and_what_is_not(tmp_path):
+    place = tmp_path / "zoo"
+    place.mkdir()
+    TABLE.to_csv(place / "fig8_criteria.csv", index=False)
+    about = {"profile": {"sizes": [0.5, 0.3, 0.15], "criteria": ["random", "taylor"]}, "seeds": [0]}
+    (place / "fig8_criteria.json").write_text(json.dumps(about))
+    text = readme.zoo_paragraph(tmp_path)
+    assert "1 (taylor) keep more in some and less in others than random filters" in text
+    assert "the widths of 1 of 1 criteria" in text and "in 1 of 2 cells (taylor)" in text
+    only = TABLE[TABLE["level"] == 0].assign(low=lambda rows: rows["low"].where(rows.index < 0))
+    only.to_csv(place / "fig8_criteria.csv", index=False)
+    assert readme.zoo_paragraph(tmp_path) == "", "one seed tells nothing apart"
 
 
 def test_criteria_stand_in_the_order_of_what_they_read():

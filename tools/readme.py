@@ -10,29 +10,9 @@ import pandas as pd
 
 from mtprune_utils.files import PROJECT, read_json, write_atomically
 from mtprune_utils.stages import get_stage, stage_names
-from mtprune_utils.study import store
+from mtprune_utils.study import comparison, store
 from mtprune_utils.study.figures import style_of, title
 
-NOTEBOOKS = {  # notebook: (item of the paper, parameters of one run)
-    "01_train_dense": ("the network that pruning starts from", "-p seed 0"),
-    "02_prune_iteratively": (
-        "iterative pruning, Taylor or CosPrune", "-p criterion cosprune -p seed 0",
-    ),
-    "03_retrain_from_scratch": (
-        "found architectures from random weights",
-        "-p criterion cosprune -p seed 0 -p level 1",
-    ),
-    "04_plot_fig1_iterative_pruning": ("Figure 1", ""),
-    "05_plot_fig2_layer_widths": ("Figure 2", ""),
-    "06_plot_fig3_retrained_from_scratch": ("Figure 3", ""),
-    "07_tune_optimizer": (
-        "careful tuning, a part of claim 2", "-p arm retrain -p criterion taylor -p level 0",
-    ),
-    "08_judge_claims": ("the claims' verdicts", ""),
-    "09_tour_data": ("the data", ""),
-    "10_measure_speedup": ("what pruning buys at inference", ""),
-    "11_prune_your_own_model": ("a network of your own", ""),
-}
 CLAIM_PROFILES = ("study", "quick")  # the first one that has runs of all of these decides them
 CLAIMS = {  # the README's rows of Table 1, in the paper's terms
     "1": "One multi-task network saves computation and storage against one network per task.",
@@ -45,6 +25,10 @@ CLAIMS = {  # the README's rows of Table 1, in the paper's terms
     "4 longer": "Stricter: they do better than fine-tuned ones too, at about equal steps in all.",
     "2 vs uniform": "Control: the architectures found, against uniform ones of equal size.",
 }
+ZOO = {  # folder of figures: the network and its data
+    "zoo": "VGG-16 on rooms", "zoo_resnet18": "ResNet-18 on rooms",
+    "zoo_fashion-multifashion": "VGG-16 on MultiFashion",
+}
 RESULTS = {"study": "study", "quick": "quick", "fashion": "fashion-multifashion"}
 
 
@@ -55,23 +39,25 @@ def _table(header: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def notebook_table(figures: Path) -> str:
-    """Each notebook: the paper's item, a command, the batch's runs and minutes, its figure."""
-    timings = pd.read_csv(figures / store.TIMINGS)
+    """Each notebook: what it shows, a command, the batch's runs and minutes, its figure.
+
+    figures: the folder of all profiles.
+    """
+    timings = pd.read_csv(figures / "quick" / store.TIMINGS)
     stage_of = {get_stage(stage).NOTEBOOK: stage for stage in stage_names()}
     rows = []
-    for notebook, (item, parameters) in NOTEBOOKS.items():
-        drawn = store.about_notebook(PROJECT / "notebooks" / f"{notebook}.ipynb").get("figures")
-        stage, figure = stage_of.get(notebook), drawn[0] if drawn else ""
+    for path in store.notebook_paths():
+        about = store.about_notebook(path)
+        stage, (figure, *_) = stage_of.get(path.stem), about.get("figures", [""])
         of_stage = timings["job"].str.split().str[0].eq(stage)
         runs = timings[of_stage | timings["job"].eq(f"figure {figure}")]
-        image = f"{figure}.png"
-        there = figure and (figures / image).exists()
-        shown = f"[{figure}](figures/{figures.name}/{image})" if there else ""
-        link = f"[{notebook}](notebooks/{notebook}.ipynb)"
-        profile = "study" if stage == "tune" else "quick"  # quick does not tune
-        command = f"notebooks/{notebook}.ipynb my_run.ipynb -p profile {profile} {parameters}"
+        images = [figures / label / f"{figure}.png" for label in ("quick", *ZOO)]
+        there = next((image for image in images if image.exists()), None)
+        shown = f"[{figure}](figures/{there.parent.name}/{there.name})" if there else ""
+        link = f"[{path.stem}](notebooks/{path.name})"
+        command = f"notebooks/{path.name} my_run.ipynb {about['example']}"
         minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
-        rows.append((item, link, f"`{command.strip()}`", len(runs), minutes, shown))
+        rows.append((about["shows"], link, f"`{command}`", len(runs), minutes, shown))
     run = "one run of it: `RUN` and"
     header = ("paper", "notebook", run, "runs in the batch", "minutes each", "figure")
     return _table(header, rows)
@@ -131,6 +117,52 @@ def claims_table(figures: Path) -> str:
         "[All comparisons, and the reasons](docs/results.md)."
     )
     return f"{_table(header, rows)}\n\n{source}"
+
+
+def zoo_paragraph(figures: Path) -> str:
+    """Whether the criterion matters, by Figure 8 of each profile of the zoo that there is."""
+    parts = []
+    for folder, network in ZOO.items():
+        table = figures / folder / "fig8_criteria.csv"
+        if table.exists() and pd.read_csv(table)["low"].notna().any():  # of more than one seed
+            parts.append(_zoo_sentences(figures / folder, network))
+    return " ".join(parts)
+
+
+def _zoo_sentences(folder: Path, network: str) -> str:
+    table = pd.read_csv(folder / "fig8_criteria.csv")
+    about = read_json(folder / "fig8_criteria.json")
+    sizes = ", ".join(f"{size:.0%}" for size in about["profile"]["sizes"])
+    criteria, seeds = len(about["profile"]["criteria"]), len(about["seeds"])
+    found = {name: comparison.against(table, *sides) for name, sides in comparison.SUMMARY.items()}
+    whole, choice, _, widths = found.values()
+    cells = table[["level", "task"]].drop_duplicates()
+    told = (choice["ahead"] + choice["behind"]).sum(), choice["cells"].sum()
+    apart = ((widths["ahead"] + widths["behind"]) > 0).sum()
+    image = f"figures/{folder.name}/fig8_criteria.png"
+    return (
+        f"**[{network}]({image})**, {criteria} criteria, {seeds} seeds, {len(cells)} cells (sizes "
+        f"{sizes}, by task). Fine-tuned: {_ahead_and_behind(whole)} random filters. Re-trained "
+        f"from random weights: the widths of {apart} of {len(widths)} criteria are told apart from "
+        "uniform ones in some cell. Its own widths with other filters, drawn at random: they are "
+        f"told apart from the criterion's in {told[0]} of {told[1]} cells "
+        f"({', '.join(choice.index)})."
+    )
+
+
+def _ahead_and_behind(counts: pd.DataFrame) -> str:
+    ahead = counts.index[(counts["ahead"] > 0) & (counts["behind"] == 0)]
+    behind = counts.index[(counts["behind"] > 0) & (counts["ahead"] == 0)]
+    mixed = counts.index[(counts["behind"] > 0) & (counts["ahead"] > 0)]
+    same = counts.index[(counts["behind"] == 0) & (counts["ahead"] == 0)]
+    kinds = (
+        ("keep more in some cells than", ahead), ("keep less in some than", behind),
+        ("keep more in some and less in others than", mixed), ("are not told apart from", same),
+    )
+    words = [
+        f"{len(names)} ({', '.join(names)}) {what}" for what, names in kinds if len(names)
+    ]
+    return "; ".join(words)
 
 
 def whole_claims_table(figures: Path) -> str:
@@ -199,7 +231,10 @@ def documents(figures: Path) -> dict[str, str]:
     """{document: its text with every generated part renewed}. figures: of all profiles."""
     quick, measured = figures / "quick", PROJECT / "benchmarks" / "results"
     parts = {
-        "README.md": {"claims": claims_table(figures), "notebooks": notebook_table(quick)},
+        "README.md": {
+            "claims": claims_table(figures), "zoo": zoo_paragraph(figures),
+            "notebooks": notebook_table(figures),
+        },
         "docs/results.md": {
             **{name: whole_claims_table(figures / folder) for name, folder in RESULTS.items()},
             "results": result_table(quick),

@@ -70,7 +70,8 @@ def about_notebook(path: Path) -> dict:
 
     "figures": those that it draws, first the one that every profile has; "needs": the runs that it
     shows, see `Experiment.needed`; "question": of which profiles, see `Experiment.draws`; "alone":
-    whether it measures times, so that nothing else may run beside it.
+    whether it measures times, so that nothing else may run beside it. "shows" and "example": its
+    row in the README, and parameters to try it with.
     """
     return read_json(path)["metadata"].get("mtprune", {})
 
