@@ -88,7 +88,7 @@ class Session:
         self.small = get_profile("paper", SMALL if self.rehearse else SMALL | CHECKED)
         whole = get_profile("paper", {"pretrained": False})
         self.paper = self.small if self.rehearse else whole
-        self.quick = self.small if self.rehearse else get_profile("quick")
+        self.quick = get_profile("smoke" if self.rehearse else "quick")
         self.device = device_of(self.paper)
         self.backend = "eager" if self.rehearse else "inductor"
         self.seconds = 0.01 if self.rehearse else 0.6  # spent on each number, or more

@@ -111,7 +111,10 @@ def test_the_training_path_imports_no_more_than_four_packages():
     assert found.stdout.strip() == "[]", found.stdout + found.stderr
 
 
-QUICK = [name for name in store.figure_notebooks() if name != "fig7_tuning"]  # it does not tune
+QUICK = [
+    name for name, path in store.figure_notebooks().items()
+    if Experiment(PROFILES["quick"]).draws(store.about_notebook(path)) and name != "fig7_tuning"
+]  # it does not tune
 
 
 @pytest.mark.parametrize("name", QUICK)

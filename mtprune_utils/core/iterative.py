@@ -60,8 +60,8 @@ def prune_iteratively(
     On its way it lands on each of the profile's sizes: a removal that would pass one takes only the
     filters that bring the parameter count nearest to it, and the rest goes after one more recovery;
     `at_level` is then told the size's level. removals: of another run, to be repeated: of each
-    group as many filters go, but those that are lowest here. last_level: stop there. With `checkpoints` an
-    interrupted run goes on where it was.
+    group as many filters go, but those that are lowest here. last_level: stop there. With
+    `checkpoints` an interrupted run goes on where it was.
 
     Returns evaluations and layers. There is one evaluation of the dense network, and one right
     after every removal and after the recovery that follows it, whose `target_level` is that of the

@@ -15,6 +15,7 @@ import pandas as pd
 from mtprune_utils.core.model import activation_bytes
 from mtprune_utils.core.task import channels, delta_m
 from mtprune_utils.stages._training import architecture
+from mtprune_utils.stages.prune import SHUFFLED
 from mtprune_utils.stages.retrain import FROM_WEIGHTS
 from mtprune_utils.study import statistics as stats
 from mtprune_utils.study.grid import UNIFORM, Experiment
@@ -439,7 +440,7 @@ def collapses(evidence: Evidence) -> pd.DataFrame:
 
 def _to_the_floor(evidence: Evidence) -> pd.DataFrame:
     last = len(evidence.profile.sizes) - 1
-    rows = evidence.pruned
+    rows = evidence.pruned[evidence.pruned["arm"] != SHUFFLED]  # which is no other schedule
     return rows[rows["level"].isna() | (rows["level"] == last)]
 
 

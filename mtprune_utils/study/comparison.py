@@ -244,7 +244,7 @@ def fig8_agreement(agreement: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     pair = ["first", "second"]
     means = agreement.groupby(pair, sort=False)[[*AGREEMENT]].agg(["mean", "std", "count"])
     names = in_order([*agreement["first"], *agreement["second"]])
-    side = 1.6 + 0.28 * len(names)
+    side = max(3.2, 1.6 + 0.28 * len(names))
     figure, axes = grid_of_axes(1, len(AGREEMENT), side, side)
     for axis, (measure, title) in zip(axes[0], AGREEMENT.items()):
         half = means[measure, "mean"].unstack().reindex(index=names, columns=names)
@@ -253,7 +253,8 @@ def fig8_agreement(agreement: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             both, ax=axis, square=True, cmap="RdBu", vmin=-1, vmax=1, cbar=False, annot=True,
             fmt=".1f", annot_kws={"fontsize": 6},
         )
-        axis.set(title=title, xlabel="", ylabel="")
+        axis.set(xlabel="", ylabel="")
+        axis.set_title(title, fontsize="medium")
         axis.tick_params(labelsize=7)
     means.columns = [f"{measure}_{what}" for measure, what in means.columns]
     return figure, means.reset_index()

@@ -358,7 +358,7 @@ class Run(store.RunFolder):
             changed = self.experiment.schedules.get(self.arm, {})
             profile = replace(profile, prune=replace(profile.prune, **changed))
         everything = asdict(profile)
-        if profile.prune.ranking == "global":  # as it was before there was a choice, in the name too
+        if profile.prune.ranking == "global":  # left out, as before there was a choice: names stay
             del everything["prune"]["ranking"]
         shared = {key: everything[key] for key in SHARED_SETTINGS}
         if profile.weighting != "equal":  # left out, as before there was a choice: names stay

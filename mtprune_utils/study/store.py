@@ -29,9 +29,11 @@ from mtprune_utils.stages import get_stage, stage_names
 DONE, BEST, PROVENANCE = "done.json", "best.json", "provenance.json"
 RECORDS, VOUCHED, TIMINGS = "runs.jsonl", "vouched.json", "timings.csv"
 FIGURE_KINDS = ("png", "pdf", "csv", "json")
-TEXTS = ("run", "widths", "phase", "predictor", "state", "first", "second")  # columns; all others hold numbers
+# Columns; all others hold numbers.
+TEXTS = ("run", "widths", "phase", "predictor", "state", "first", "second")
 AGAIN = "take it from git again, or delete the folder's tables and make the runs anew"
-DRAWING = ("figures", "comparison", "claims", "statistics", "latency", "tables")  # modules that make figures
+# Modules that make figures.
+DRAWING = ("figures", "comparison", "claims", "statistics", "latency", "tables")
 KEPT = ("*.csv", "*.safetensors", BEST, PROVENANCE, "timing.json")  # what others read of a run
 
 
