@@ -30,7 +30,8 @@ TINY = {
     "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3,
     "dense.evaluations": 1, "retrain.steps": 3, "retrain.evaluations": 1,
     "prune.prune_interval": 1, "prune.filters_per_step": 110, "prune.cosine_batches": 1,
-    "tuning.trials": 0, "agreement_batches": 0, "seeds": 1, "controls.seeds": 0, "criteria": ["taylor"],
+    "tuning.trials": 0, "agreement_batches": 0,
+    "seeds": 1, "controls.seeds": 0, "criteria": ["taylor"],
 }
 
 # --- one file each: what a reader writes ---

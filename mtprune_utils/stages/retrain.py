@@ -2,8 +2,8 @@
 
 Arms: "scratch" (Scratch-E of Liu et al., Rethinking the Value of Network Pruning, ICLR 2019), for
 the profile's steps; "scratch_longer" (Scratch-B), for the compute that finding the architecture
-took; "finetune", from the pruned weights, with pruning's optimizer; "finetune_shuffled", likewise, from
-the criterion's widths with other filters (see `stages.prune`).
+took; "finetune", from the pruned weights, with pruning's optimizer; "finetune_shuffled", likewise,
+from the criterion's widths with other filters (see `stages.prune`).
 """
 
 from dataclasses import replace
