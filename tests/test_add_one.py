@@ -407,7 +407,7 @@ def test_an_edited_file_makes_stale_what_names_it(copy, opened, file):
 
 CORE = sorted(path.stem for path in (PROJECT / "mtprune_utils" / "core").glob("*.py"))
 OF_PRUNING = ("iterative", "selection")
-OF_NO_RUN = ("pruner", "pretrained")  # for a reader's own loop
+OF_NO_RUN = ("pruner", "pretrained", "interop")  # for a reader's own loop
 
 
 @pytest.mark.parametrize("name", CORE)

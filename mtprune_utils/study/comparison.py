@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from mtprune_utils.core.data import Dataset
 from mtprune_utils.core.model import build
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.task import channels
@@ -20,7 +21,6 @@ from mtprune_utils.stages._training import architecture
 from mtprune_utils.stages.retrain import FINETUNE_SHUFFLED
 from mtprune_utils.study import statistics as stats
 from mtprune_utils.study.claims import Evidence
-from mtprune_utils.study.execute import load_data
 from mtprune_utils.study.figures import grid_of_axes, legend_below
 from mtprune_utils.study.grid import UNIFORM, Experiment
 
@@ -143,13 +143,13 @@ def _deviation(groups) -> pd.DataFrame:
     return groups.std()
 
 
-def cost_per_step(experiment: Experiment, rounds: int = 15) -> pd.DataFrame:
+def cost_per_step(experiment: Experiment, dataset: Dataset, rounds: int = 15) -> pd.DataFrame:
     """A training step with a criterion's scoring, over one without: median, 10 % and 90 %.
 
     Measured in turns on the dense network; columns criterion, needs, ratio, low, high.
     """
     profile = experiment.profile
-    dataset = load_data(experiment.dense(0)).resized_for_evaluation(profile.crop)
+    dataset = dataset.resized_for_evaluation(profile.crop)
     model = build(architecture(profile, channels(experiment.tasks)), 0).train()
     trainer = Trainer(model, dataset, profile, profile.prune, rounds * 1000, 0)
     rows = []
