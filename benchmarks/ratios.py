@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.utils.benchmark import Timer, timer
 
 from mtprune_utils import registry
@@ -132,10 +133,7 @@ class Case:
         trunk = list(model.trunk.parameters())
 
         def step() -> None:
-            images, targets = augment(
-                next(trainer.batches), tasks, profile.image_height, profile.crop, profile.scale,
-                profile.depth_follows_scale, trainer.generator, trainer.mirror, profile.stride,
-            )
+            images, targets = minibatch(trainer)
             features = forward(model.trunk, images, profile)
             outputs = {
                 task: forward(head, features, profile).float()
@@ -172,6 +170,15 @@ def scores_of(criterion: str, trainer: Trainer) -> Scores:
     return Scores(get_criterion(criterion), trainer.model.groups, trainer.model)
 
 
+def minibatch(trainer: Trainer) -> tuple[Tensor, dict[str, Tensor]]:
+    """The next one's images and targets, as a step of the trainer takes them."""
+    profile = trainer.profile
+    return augment(
+        next(trainer.batches), trainer.tasks, profile.image_height, profile.crop, profile.scale,
+        profile.depth_follows_scale, trainer.generator, trainer.mirror, profile.stride,
+    )
+
+
 def update(case: Case, criterion: str) -> tuple[Callable, Callable]:
     """One update of a criterion's scores, and one backward pass of the summed loss.
 
@@ -180,10 +187,7 @@ def update(case: Case, criterion: str) -> tuple[Callable, Callable]:
     """
     trainer = case.trainer()
     model, profile, scores = trainer.model, trainer.profile, scores_of(criterion, trainer)
-    images, targets = augment(
-        next(trainer.batches), trainer.tasks, profile.image_height, profile.crop, profile.scale,
-        profile.depth_follows_scale, trainer.generator, trainer.mirror, profile.stride,
-    )
+    images, targets = minibatch(trainer)
     losses = task_losses(trainer.tasks, forward(model, images, profile), targets)
     parameters = list(model.parameters())
     total = sum(losses.values())

@@ -26,7 +26,17 @@ def test_the_documents_show_the_committed_results_and_every_notebook():
         assert (PROJECT / document).read_text() == text, f"{document}: run `make readme`"
     shown = readme.notebook_table(FIGURES.parent), readme.claims_table(FIGURES.parent)
     assert "nan" not in "".join(shown)
+    assert all(f"notebooks/{path.name} " in shown[0] for path in store.notebook_paths())
     assert shown[1].count("\n| ") <= 8 + 1, "a reader has two minutes"
+
+
+def test_a_notebook_that_says_nothing_of_itself_has_no_row(tmp_path, monkeypatch):
+    table = readme.notebook_table(FIGURES.parent)
+    own = tmp_path / "15_plot_removed.ipynb"
+    own.write_text(json.dumps({"metadata": {"mtprune": {"figures": ["own"], "needs": "pruned"}}}))
+    paths = [*store.notebook_paths(), own]
+    monkeypatch.setattr(store, "notebook_paths", lambda: paths)
+    assert readme.notebook_table(FIGURES.parent) == table
 
 
 def test_a_changed_table_changes_the_documents(tmp_path):

@@ -48,6 +48,8 @@ def notebook_table(figures: Path) -> str:
     rows = []
     for path in store.notebook_paths():
         about = store.about_notebook(path)
+        if "shows" not in about:
+            continue
         stage, (figure, *_) = stage_of.get(path.stem), about.get("figures", [""])
         of_stage = timings["job"].str.split().str[0].eq(stage)
         runs = timings[of_stage | timings["job"].eq(f"figure {figure}")]
@@ -123,14 +125,14 @@ def zoo_paragraph(figures: Path) -> str:
     """Whether the criterion matters, by Figure 8 of each profile of the zoo that there is."""
     parts = []
     for folder, network in ZOO.items():
-        table = figures / folder / "fig8_criteria.csv"
-        if table.exists() and pd.read_csv(table)["low"].notna().any():  # of more than one seed
-            parts.append(_zoo_sentences(figures / folder, network))
+        path = figures / folder / "fig8_criteria.csv"
+        table = pd.read_csv(path) if path.exists() else pd.DataFrame({"low": []})
+        if table["low"].notna().any():  # of more than one seed
+            parts.append(_zoo_sentences(table, figures / folder, network))
     return " ".join(parts)
 
 
-def _zoo_sentences(folder: Path, network: str) -> str:
-    table = pd.read_csv(folder / "fig8_criteria.csv")
+def _zoo_sentences(table: pd.DataFrame, folder: Path, network: str) -> str:
     about = read_json(folder / "fig8_criteria.json")
     sizes = ", ".join(f"{size:.0%}" for size in about["profile"]["sizes"])
     criteria, seeds = len(about["profile"]["criteria"]), len(about["seeds"])

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 
 from mtprune_utils.core.data import Dataset
 from mtprune_utils.core.model import build
-from mtprune_utils.core.scoring import Scores
+from mtprune_utils.core.scoring import (
+    ACTIVATIONS, GRADIENT, TASK_GRADIENTS, WEIGHTS, Scores,
+)
 from mtprune_utils.core.task import channels
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.criteria import get_criterion
@@ -41,7 +43,7 @@ AGREEMENT = {
 
 def in_order(criteria: list[str]) -> list[str]:
     """By what they read, then by name: no order of merit. Uniform widths come last."""
-    kinds = ("weights", "activations", "gradient", "task_gradients")
+    kinds = (WEIGHTS, ACTIVATIONS, GRADIENT, TASK_GRADIENTS)
     named = sorted(set(criteria) - {UNIFORM})
     ordered = sorted(named, key=lambda name: kinds.index(get_criterion(name).needs))
     return [*ordered, *({*criteria} & {UNIFORM})]
@@ -124,23 +126,15 @@ def balance(evidence: Evidence) -> pd.DataFrame:
     wide = kept_shares(evidence).pivot(
         index=["family", *ARM, "level", "seed"], columns="task", values="kept"
     )
-    spread = (wide.max(axis=1) - wide.min(axis=1)).groupby([*ARM, "level"]).agg(["mean", "std"])
-    means, deviations = (of(wide.groupby([*ARM, "level"])) for of in (_mean, _deviation))
+    networks = [*ARM, "level"]
+    spread = (wide.max(axis=1) - wide.min(axis=1)).groupby(networks).agg(["mean", "std"])
+    means, deviations = wide.groupby(networks).mean(), wide.groupby(networks).std()
     worst = means.idxmin(axis=1)
-    at = [(cell, task) for cell, task in worst.items()]
     return pd.DataFrame({
         "worst": worst, "kept": means.min(axis=1),
-        "kept_sd": [deviations.loc[cell, task] for cell, task in at],
+        "kept_sd": [deviations.loc[network, task] for network, task in worst.items()],
         "spread": spread["mean"], "spread_sd": spread["std"],
     }).reset_index()
-
-
-def _mean(groups) -> pd.DataFrame:
-    return groups.mean()
-
-
-def _deviation(groups) -> pd.DataFrame:
-    return groups.std()
 
 
 def cost_per_step(experiment: Experiment, dataset: Dataset, rounds: int = 15) -> pd.DataFrame:

@@ -96,7 +96,7 @@ PROFILES = {
         dataclasses.replace(
             ZOO, name="zoo_fashion",
             train_images=12_000, test_images=2_000, image_height=36, crop=36, scale=(1.0, 1.0),
-            batch_size=32, sizes=(0.5, 0.3, 0.15),
+            batch_size=32,
         ),
         Profile(
             "paper",

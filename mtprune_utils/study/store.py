@@ -73,7 +73,7 @@ def about_notebook(path: Path) -> dict:
     "figures": those that it draws, first the one that every profile has; "needs": the runs that it
     shows, see `Experiment.needed`; "question": of which profiles, see `Experiment.draws`; "alone":
     whether it measures times, so that nothing else may run beside it. "shows" and "example": its
-    row in the README, and parameters to try it with.
+    row in the README, if it has one, and parameters to try it with.
     """
     return read_json(path)["metadata"].get("mtprune", {})
 

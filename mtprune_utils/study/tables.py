@@ -105,12 +105,12 @@ def restore(experiment: Experiment, figures: Path) -> int:
     if a record or table is not as `collect` wrote it: broken off, edited, merged.
     """
     own = replace(experiment, profile=get_profile(experiment.profile.name))
-    found: dict[Run, dict] = {}
+    grid, found = experiment.runs(), {}
     texts: dict[Path, str] = {}
     for label in dict.fromkeys((experiment.label, own.label)):
         folder = results_folder(label, figures)
         records, stored = _read(folder)
-        for run in experiment.runs():
+        for run in grid:
             if run.name in records and run not in found and not run.done:
                 record = found[run] = records[run.name]
                 for file in run.tables:
