@@ -3,6 +3,7 @@
 # and retrain. Each job executes one notebook. Usually started by `make figures`; by hand, or on a
 # cluster:
 #     snakemake --cores 2 --rerun-triggers input --config profile=quick
+# On a cluster each job reads this file again, with the configuration of the launch.
 #
 # A run folder's name carries a hash of every number that its results depend on, so a changed number
 # makes a new run. Whether a finished run is the present code's, and follows from what is here, is
@@ -12,11 +13,13 @@
 # leaves an empty file where a failed one wrote none.
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from mtprune_utils.registry import known
+from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.launch import tell, visible_gpus
 from mtprune_utils.stages import get_stage, stage_names
 from mtprune_utils.study import store
@@ -36,15 +39,8 @@ RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
-# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but
-# what others wait for goes first, dense networks a seed ahead, so that no core idles.
-PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1, "score": 1}
-ABOUT = {path: store.about_notebook(path) for path in store.notebook_paths()}
-# {figure: its notebook}. What else that one draws comes with it, and not in every profile.
-FIGURES = {
-    about["figures"][0]: path
-    for path, about in ABOUT.items() if "figures" in about and EXPERIMENT.draws(about)
-}
+FIGURES = plan.figures(EXPERIMENT)
+ON_CLUSTER = cluster.EVENTS in os.environ
 # Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
 # written last.
 STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
@@ -62,21 +58,6 @@ def run_files(run):
     return [f"{RUNS_FOLDER}/{run.stage}/{run.name}/{file}" for file in STAGE_FILES[run.stage]]
 
 
-def cell(run):
-    """A run's cell as its notebook's parameters: a search has its profile's seed."""
-    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
-    if run.stage == "tune":
-        del named["seed"]
-    return named
-
-
-def job_name(run):
-    plain = ("criterion", "arm")
-    named = cell(run).items()
-    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
-    return " ".join([run.stage, *words])
-
-
 def arguments(job, parameters):
     """As `launch notebook` takes them: text as it is, the rest as JSON."""
     words = ["--job", job]
@@ -86,13 +67,22 @@ def arguments(job, parameters):
 
 
 def priority(stage):
-    def of(wildcards):
-        seed = RUNS[f"{stage}/{wildcards.name}"].seed
-        first = -1 if seed == PROFILE.tuning.seed else seed
-        # All above a figure's 0: those fill the gaps at the end.
-        return PRIORITIES.get(stage, 0) + 10 * (PROFILE.seeds - first)
+    return lambda wildcards: plan.priority(RUNS[f"{stage}/{wildcards.name}"])
 
-    return of
+
+def needs(stage):
+    """Resources: a GPU where there are some, and of a cluster's job its time limit in minutes.
+
+    (A cluster's profile says whether a job gets a GPU there.)
+    """
+    if not ON_CLUSTER:
+        return {"gpu": 1} if visible_gpus() and PROFILE.device != "cpu" else {}
+    seconds = plan.Seconds(EXPERIMENT, Path(FIGURES_FOLDER))
+
+    def minutes(wildcards):
+        return plan.time_limit(seconds(RUNS[f"{stage}/{wildcards.name}"]))
+
+    return {"runtime": minutes}
 
 
 def upstream(stage):
@@ -110,13 +100,13 @@ def stage_notebook(stage):
 def stage_arguments(stage):
     def of(wildcards, output):
         run = RUNS[f"{stage}/{wildcards.name}"]
-        return arguments(job_name(run), {**SHARED, **cell(run)})
+        return arguments(plan.job_name(run), {**SHARED, **plan.cell(run)})
 
     return of
 
 
 def figure_inputs(wildcards):
-    needed = EXPERIMENT.needed(ABOUT[FIGURES[wildcards.figure]]["needs"])
+    needed = EXPERIMENT.needed(store.about_notebook(FIGURES[wildcards.figure])["needs"])
     return [ancient(file) for run in needed for file in run_files(run)]
 
 
@@ -124,11 +114,12 @@ def figure_arguments(wildcards, output):
     return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
 
 
-tell(
-    "batch", "grid",
-    jobs=[job_name(run) for run in RUNS.values()] + [f"figure {figure}" for figure in FIGURES],
-    figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
-)
+if workflow.is_main_process:
+    tell(
+        "batch", "grid",
+        jobs=[plan.job_name(run) for run in RUNS.values()] + [f"figure {figure}" for figure in FIGURES],
+        figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
+    )
 
 
 wildcard_constraints:
@@ -156,7 +147,7 @@ for stage in stage_names():
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
         resources:
-            gpu=1 if visible_gpus() and PROFILE.device != "cpu" else 0,
+            **needs(stage),
         priority: priority(stage)
         shell:
             RUN
@@ -171,6 +162,8 @@ rule figure:
         notebook=lambda wildcards: str(FIGURES[wildcards.figure]),
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
+    resources:
+        **({"runtime": plan.LEAST_MINUTES} if ON_CLUSTER else {}),
     # Latencies are measured while nothing else runs.
     threads: lambda wildcards: workflow.cores if wildcards.figure == "fig4_speedup" else 1
     shell:
