@@ -3,6 +3,7 @@
 #     make figures PROFILE=quick JOBS=2
 #     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
 #     make figures OVERRIDES='{"dense.steps": 200}'
+#     make figures ON=slurm      on a cluster: docs/cluster.md
 
 PROFILE = quick
 DATA = rooms
@@ -10,6 +11,7 @@ ROOT =
 OVERRIDES =
 BASE =
 JOBS =
+ON =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
@@ -26,10 +28,11 @@ override ROOT := $(subst $$$$,$$,$(value ROOT))
 override OVERRIDES := $(subst $$$$,$$,$(value OVERRIDES))
 override BASE := $(subst $$$$,$$,$(value BASE))
 override JOBS := $(subst $$$$,$$,$(value JOBS))
-export PROFILE DATA ROOT OVERRIDES BASE JOBS
+override ON := $(subst $$$$,$$,$(value ON))
+export PROFILE DATA ROOT OVERRIDES BASE JOBS ON
 SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
 CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
-AT_ONCE = $${JOBS:+--jobs "$$JOBS"}
+AT_ONCE = $${JOBS:+--jobs "$$JOBS"} $${ON:+--on "$$ON"}
 RENEW_README = $(BIN)/python -m tools.readme
 # One thread: results differ in the last digits between one thread and two.
 export OMP_NUM_THREADS = 1
@@ -37,7 +40,7 @@ export MKL_NUM_THREADS = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims plan test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +64,13 @@ test: $(INSTALLED) $(FOREIGN)  ## run the tests, then every notebook against its
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+
+test-slurm: $(INSTALLED)  ## run a batch on SLURM, which is installed (Debian, root) and runs on this machine alone for it (six minutes)
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
+	MTPRUNE_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+
+plan: $(INSTALLED)  ## how long a batch will take, on how many workers, and what limits it (PROFILE=quick)
+	@$(BIN)/python -m mtprune_utils.run.plan $(SETTINGS) $(CHANGED)
 
 stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and compare what they end with (minutes)
 	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s
