@@ -19,6 +19,8 @@ INSTALLED = .venv/.installed
 # In a folder of their own: Torch-Pruning imports what it finds of the networks, which would take
 # every process a second.
 FOREIGN = .venv/foreign/.installed
+# What Kubernetes needs (ON=kubernetes, and its tests), apart for the same reason.
+KUBERNETES = .venv/kubernetes/.installed
 BATCH = $(BIN)/python -m mtprune_utils.run.launch
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
@@ -45,7 +47,7 @@ export PYTHONUTF8 = 1
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
+figures: $(INSTALLED) $(if $(filter kubernetes,$(ON)),$(KUBERNETES))  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
 	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(AT_ONCE)
 	@$(RENEW_README)
 
@@ -60,7 +62,7 @@ claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training 
 	@$(BATCH) claims $(SETTINGS) $(CHANGED)
 	@$(RENEW_README)
 
-test: $(INSTALLED) $(FOREIGN)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
+test: $(INSTALLED) $(FOREIGN) $(KUBERNETES)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
@@ -107,9 +109,17 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
+# What a batch on Kubernetes needs beside requirements.lock, and what its tests need. Without
+# dependencies: botocore asks for an older python-dateutil than snakemake has, and works with it.
+CLOUD = snakemake-executor-plugin-kubernetes==0.5.1 kubernetes==32.0.1 google-auth==2.63.0 \
+	cryptography==50.0.2 requests-oauthlib==2.0.0 oauthlib==4.0.1 durationpy==0.11 \
+	pyasn1==0.6.5 pyasn1-modules==0.4.2 snakemake-storage-plugin-s3==0.3.6 boto3==1.44.8 \
+	botocore==1.44.8 s3transfer==0.19.3 jmespath==1.1.0
+
 lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
 	$(LOCK) requirements.txt -o requirements.lock
 	printf '%s\n' timm==1.0.31 segmentation-models-pytorch==0.6.0 torchjd==0.18.0 qpsolvers==4.13.0 quadprog==0.1.14 | $(LOCK) --no-deps - -o requirements-foreign.lock
+	printf '%s\n' $(CLOUD) | $(LOCK) --no-deps - -o requirements-kubernetes.lock
 	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
 
 audit:  ## look for known vulnerabilities in what is installed (needs the network)
@@ -138,4 +148,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(FOREIGN): requirements-foreign.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/foreign -r requirements-foreign.lock
+	@touch $@
+
+$(KUBERNETES): requirements-kubernetes.lock $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/kubernetes -r requirements-kubernetes.lock
 	@touch $@

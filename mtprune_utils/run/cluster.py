@@ -66,10 +66,24 @@ class Cluster:
             given += ["--group-components", *(f"{stage}={n}" for stage, n in counts.items())]
         return given
 
+    @property
+    def shares_files(self) -> bool:
+        """Whether its machines see this folder, as a shared disk's."""
+        return self.settings.get("shared-fs-usage") != "none"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of the driver; a cluster that shares files hands it on to the jobs."""
+        found = {EVENTS: str(self.events)}
+        if self.executor == "kubernetes":  # see KUBERNETES in Makefile
+            paths = [str(PROJECT / ".venv" / "kubernetes"), os.environ.get("PYTHONPATH", "")]
+            found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+        return found
+
     def cancel(self) -> int:
         """End this batch's jobs, of whichever driver, and wait until they have; returns how many.
 
-        They get SIGTERM, and write checkpoints.
+        They get SIGTERM, and write checkpoints. (On SLURM: Kubernetes' jobs have no common name.)
         """
         if self.executor != "slurm":
             return 0

@@ -352,8 +352,10 @@ def make_figures(
             for event in cluster.take_events(elsewhere.events):
                 progress.recall(event)
             at_once = ["--jobs", str(jobs)] if jobs else []
-            where = [*elsewhere.arguments(plan.stage_seconds(experiment, place)), *at_once]
-            where += SHARED_FILES
+            # The figures' folder has the label in it.
+            seconds = plan.stage_seconds(experiment, place.parent)
+            where = [*elsewhere.arguments(seconds), *at_once]
+            where += SHARED_FILES if elsewhere.shares_files else ()
         else:
             jobs = jobs or os.cpu_count()
             progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
@@ -447,7 +449,7 @@ def _drive(
     print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
     environment = os.environ | {"PYTHONUTF8": "1"}
     if elsewhere:
-        environment[cluster.EVENTS] = str(elsewhere.events)
+        environment |= elsewhere.environment
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it
