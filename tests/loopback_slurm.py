@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,11 +98,14 @@ def slurm(folder: Path, cores: int = 2, memory: int = 6000) -> Iterator[dict[str
         },
     }
     with contextlib.ExitStack() as stack:
+        # Also where this process is asked to end.
+        before = signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         for name, command in commands.items():
             log = stack.enter_context(open(folder / f"{name}.log", "w"))
             daemon = subprocess.Popen(
                 command, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGTERM),
+                start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL),
             )
             stack.callback(_end, daemon)
             if name == "munged":
