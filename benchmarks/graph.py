@@ -4,7 +4,7 @@
 
 The grid is that of `quick` with so many seeds that it has as many runs. SLURM is pretended: an
 `sbatch` that leaves a job's files at once, an `squeue` that calls all finished; so what is timed is
-the driver alone. Writes benchmarks/results/graph.csv, a row for each size as it comes:
+the driver alone. Writes benchmarks/graph.csv, a row for each size as it comes:
 grid_seconds: to name every run; read_seconds: to read the Snakefile and find one job, as each job
 of a cluster does before it begins; graph_seconds: until the whole graph stands; drive_seconds: from
 there until the last job has been seen to finish; peak_gib: of the driver's memory.
@@ -116,7 +116,7 @@ def timed(command: list[str], environment: dict) -> tuple[float, list[tuple[floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=int, nargs="*", default=[100, 1000, 10_000])
-    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/results/graph.csv")
+    parser.add_argument("--out", type=Path, default=PROJECT / "benchmarks/graph.csv")
     options = parser.parse_args()
     rows = []
     for runs in options.runs:
