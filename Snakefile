@@ -44,6 +44,10 @@ ON_CLUSTER = cluster.EVENTS in os.environ
 # Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
 # written last.
 STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
+# Where no disk is shared, all else that others read of a run goes by object storage, in one file.
+STORED = workflow.storage_settings.default_storage_provider is not None
+if STORED:
+    STAGE_FILES = {stage: (*files, cluster.PACKED) for stage, files in STAGE_FILES.items()}
 FIGURE_FILES = [
     f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{kind}" for kind in store.FIGURE_KINDS
 ]
@@ -52,10 +56,21 @@ RUN = (
     "exec {sys.executable:q} -m mtprune_utils.run.launch notebook "
     "{params.notebook:q} {params.executed:q} --expect {output:q} {params.arguments}"
 )
+if STORED:
+    RUN += " --unpack {input:q} --pack {params.packed:q}"
 
 
 def run_files(run):
     return [f"{RUNS_FOLDER}/{run.stage}/{run.name}/{file}" for file in STAGE_FILES[run.stage]]
+
+
+def place_of(file, depth):
+    """The folder so many above an output: where Snakemake wants it, which storage puts elsewhere.
+
+    A notebook's relative paths start at the repository.
+    """
+    place = Path(file).parents[depth]
+    return str(place.resolve() if STORED else place)
 
 
 def arguments(job, parameters):
@@ -100,7 +115,8 @@ def stage_notebook(stage):
 def stage_arguments(stage):
     def of(wildcards, output):
         run = RUNS[f"{stage}/{wildcards.name}"]
-        return arguments(plan.job_name(run), {**SHARED, **plan.cell(run)})
+        runs = place_of(output[0], 3)
+        return arguments(plan.job_name(run), {**SHARED, **plan.cell(run), "runs": runs})
 
     return of
 
@@ -110,8 +126,10 @@ def figure_inputs(wildcards):
     return [ancient(file) for run in needed for file in run_files(run)]
 
 
-def figure_arguments(wildcards, output):
-    return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
+def figure_arguments(wildcards, input, output):
+    runs, figures = place_of(input[0], 3), place_of(output[0], 1)
+    parameters = {**SHARED, "runs": runs, "figures": figures}
+    return arguments(f"figure {wildcards.figure}", parameters)
 
 
 if workflow.is_main_process:
@@ -146,6 +164,7 @@ for stage in stage_names():
             notebook=stage_notebook(stage),
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
+            packed=lambda wildcards, output: [file for file in output if file.endswith(".tar")],
         resources:
             **needs(stage),
         priority: priority(stage)
@@ -162,6 +181,7 @@ rule figure:
         notebook=lambda wildcards: str(FIGURES[wildcards.figure]),
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
+        packed=[],
     resources:
         **({"runtime": plan.LEAST_MINUTES} if ON_CLUSTER else {}),
     # Latencies are measured while nothing else runs.

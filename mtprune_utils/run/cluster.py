@@ -11,6 +11,7 @@ import os
 import queue
 import re
 import subprocess
+import tarfile
 import threading
 import time
 import uuid
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from mtprune_utils.files import PROJECT, write_atomically
 from mtprune_utils.registry import known
+from mtprune_utils.study.store import KEPT
 
 EVENTS = "MTPRUNE_EVENTS"  # names the folder for what a cluster's jobs tell
 # A job of the queue shall take this long at least: starting one costs about ten.
@@ -124,6 +126,27 @@ def _slurm(*command: str) -> str:
         raise OSError(f"{what}: start the batch where SLURM's commands are") from None
     except subprocess.CalledProcessError as error:
         raise OSError(f"`{command[0]}` fails: {error.stderr.strip()}") from None
+
+
+# --- what travels where no disk is shared ---
+
+PACKED = "kept.tar"
+
+
+def pack(tars: list[str]) -> None:
+    """Make tar files of what others read of the runs in whose folders they shall lie."""
+    for tar in map(Path, tars):
+        kept = sorted({path for kind in (*KEPT, "params.json") for path in tar.parent.glob(kind)})
+        with tarfile.open(tar, "w") as file:
+            for path in kept:
+                file.add(path, path.name)
+
+
+def unpack(inputs: list[str]) -> None:
+    """Lay what has been packed beside its tar file."""
+    for tar in (Path(file) for file in inputs if Path(file).name == PACKED):
+        with tarfile.open(tar) as file:
+            file.extractall(tar.parent, filter="data")
 
 
 # --- what jobs tell ---

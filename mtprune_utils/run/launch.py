@@ -532,7 +532,12 @@ def _parser() -> argparse.ArgumentParser:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
     expected = "files that must be there afterwards"
-    one.add_argument("--expect", nargs="+", default=[], metavar="FILE", help=expected)
+    one.add_argument("--expect", nargs="*", default=[], metavar="FILE", help=expected)
+    packed = f"used by the Snakefile where no disk is shared: files, of which {cluster.PACKED} are"
+    for name, what in (("unpack", "unpacked before"), ("pack", "packed afterwards")):
+        one.add_argument(
+            f"--{name}", nargs="*", default=[], metavar="FILE", help=f"{packed} {what}"
+        )
     one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
 
     every = "make every figure of a profile, training what is missing"
@@ -575,9 +580,14 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = {
                 name: text if name in texts else parsed(text) for name, text in options.parameters
             }
-            return run_notebook(
-                options.notebook, options.output, parameters, options.expect, options.job
+            cluster.unpack(options.unpack)
+            expected = [file for file in options.expect if file not in options.pack]
+            code = run_notebook(
+                options.notebook, options.output, parameters, expected, options.job
             )
+            if code == 0:
+                cluster.pack(options.pack)
+            return code
         if not store.notebook_paths():
             raise FileNotFoundError(
                 f"{options.command} needs the repository, with its notebooks: run it in a clone"
