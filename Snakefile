@@ -100,10 +100,16 @@ def needs(stage):
     return {"runtime": minutes}
 
 
+def starts_from(run):
+    """The runs that one needs: where no disk is shared, also what those need, as notebooks do."""
+    further = [other for source in run.inputs for other in starts_from(source)] if STORED else []
+    return list({other.folder: other for other in (*run.inputs, *further)}.values())
+
+
 def upstream(stage):
     return lambda wildcards: [
         ancient(file)
-        for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)
+        for run in starts_from(RUNS[f"{stage}/{wildcards.name}"]) for file in run_files(run)
     ]
 
 

@@ -72,6 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, b"")
 
     def do_DELETE(self):
+        self.content()
         if self.path.startswith("/api"):
             self.answer({})
         else:
@@ -79,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send(204, b"")
 
     def content(self) -> bytes:
-        return self.rfile.read(int(self.headers["Content-Length"]))
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
 
     def answer(self, body: dict) -> None:
         self.server.asked.append((self.command, self.path))

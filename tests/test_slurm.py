@@ -53,7 +53,7 @@ def start(repository, environment, *more):
         )
 
 
-def wait_until(condition, repository, seconds=240):
+def wait_until(condition, repository, seconds=600):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, (repository / "said.txt").read_text()
@@ -61,7 +61,7 @@ def wait_until(condition, repository, seconds=240):
     return found
 
 
-def finish(process, repository, seconds=400):
+def finish(process, repository, seconds=900):
     try:
         code = process.wait(seconds)
     finally:
