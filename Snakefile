@@ -141,7 +141,7 @@ def figure_arguments(wildcards, input, output):
 if workflow.is_main_process:
     tell(
         "batch", "grid",
-        jobs=[plan.job_name(run) for run in RUNS.values()] + [f"figure {figure}" for figure in FIGURES],
+        jobs=[*map(plan.job_name, RUNS.values()), *(f"figure {figure}" for figure in FIGURES)],
         figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
     )
 

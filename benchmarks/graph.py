@@ -29,8 +29,8 @@ OWN = {"controls.seeds": 0}
 RUNS_A_SEED = 7  # dense, two pruned, four re-trained
 PRETENDED = {
     "sbatch": """\
-job=$(printf '%s' "$*" | sed -n "s/.*--target-jobs '*\\([a-z]*\\):\\([a-z]*\\)=\\([^' ]*\\).*/\\1 \\3/p")
-set -- $job
+set -- $(printf '%s' "$*" |
+    sed -n "s/.*--target-jobs '*\\([a-z]*\\):\\([a-z]*\\)=\\([^' ]*\\).*/\\1 \\3/p")
 case $1 in
 FILES
 esac
@@ -41,7 +41,7 @@ wc -l < HERE/submitted
 echo x >> HERE/polled
 seq 1 $(wc -l < HERE/submitted 2>/dev/null || echo 0) | sed 's/$/|COMPLETED/'
 """,
-    "scontrol": "echo 'MinJobAge = 3000 sec'; echo 'AccountingStorageType = accounting_storage/none'",
+    "scontrol": "echo 'MinJobAge = 3000 sec'",
     "sinfo": "echo main", "scancel": ":", "sacct": "exit 1", "sacctmgr": "exit 1",
 }
 

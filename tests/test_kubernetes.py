@@ -149,7 +149,7 @@ def test_a_job_asks_for_image_command_and_all_it_needs(asked):
     assert container["command"] == ["/bin/sh"] and container["args"][0] == "-c"
     command = container["args"][1]
     assert re.search(r"--target-jobs .?dense:name=seed0-multitask-\w+", command)
-    for words in ("-m snakemake --deploy-sources", "--default-storage-provider", "s3://bucket/mtprune"):
+    for words in ("-m snakemake --deploy-sources", "--default-storage-prefix", "s3://bucket/"):
         assert words in command
     needed = {"memory": "4000M", "ephemeral-storage": "10000M", "nvidia.com/gpu": "1"}
     assert container["resources"]["requests"] == needed | {"cpu": "950m"}
