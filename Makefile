@@ -4,6 +4,7 @@
 #     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
 #     make figures OVERRIDES='{"dense.steps": 200}'
 #     make figures PROFILE=zoo RESTORE=1     go on from committed tables: only what is missing
+#     make figures ON=slurm      on a cluster: docs/cluster.md
 
 PROFILE = quick
 DATA = rooms
@@ -12,6 +13,7 @@ OVERRIDES =
 BASE =
 JOBS =
 RESTORE =
+ON =
 PYTHON3 = python3
 BIN = .venv/bin
 INSTALLED = .venv/.installed
@@ -19,6 +21,8 @@ INSTALLED = .venv/.installed
 # In a folder of their own: Torch-Pruning imports what it finds of the networks, which would take
 # every process a second.
 FOREIGN = .venv/foreign/.installed
+# What Kubernetes needs (ON=kubernetes, and its tests), apart for the same reason.
+KUBERNETES = .venv/kubernetes/.installed
 BATCH = $(BIN)/python -m mtprune_utils.run.launch
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
@@ -28,11 +32,12 @@ override ROOT := $(subst $$$$,$$,$(value ROOT))
 override OVERRIDES := $(subst $$$$,$$,$(value OVERRIDES))
 override BASE := $(subst $$$$,$$,$(value BASE))
 override JOBS := $(subst $$$$,$$,$(value JOBS))
-export PROFILE DATA ROOT OVERRIDES BASE JOBS
+override ON := $(subst $$$$,$$,$(value ON))
+export PROFILE DATA ROOT OVERRIDES BASE JOBS ON
 SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
 CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
 RESTORED = $(if $(RESTORE),--restore)
-AT_ONCE = $${JOBS:+--jobs "$$JOBS"}
+AT_ONCE = $${JOBS:+--jobs "$$JOBS"} $${ON:+--on "$$ON"}
 RENEW_README = $(BIN)/python -m tools.readme
 # One thread: results differ in the last digits between one thread and two.
 export OMP_NUM_THREADS = 1
@@ -40,12 +45,12 @@ export MKL_NUM_THREADS = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims test stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims plan test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-figures: $(INSTALLED)  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
+figures: $(INSTALLED) $(if $(filter kubernetes,$(ON)),$(KUBERNETES))  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
 	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(RESTORED) $(AT_ONCE)
 	@$(RENEW_README)
 
@@ -60,10 +65,17 @@ claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training 
 	@$(BATCH) claims $(SETTINGS) $(CHANGED)
 	@$(RENEW_README)
 
-test: $(INSTALLED) $(FOREIGN)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
+test: $(INSTALLED) $(FOREIGN) $(KUBERNETES)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
+
+test-slurm: $(INSTALLED)  ## run a batch on SLURM, which is installed (Debian, root) and runs on this machine alone for it (six minutes)
+	@command -v slurmctld >/dev/null && command -v munged >/dev/null || { apt-get update -qq && apt-get install -y -qq slurm-wlm munge >/dev/null; }
+	MTPRUNE_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
+
+plan: $(INSTALLED)  ## how long a batch will take, on how many workers, and what limits it (PROFILE=quick)
+	@$(BIN)/python -m mtprune_utils.run.plan $(SETTINGS) $(CHANGED)
 
 stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and compare what they end with (minutes)
 	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s
@@ -100,9 +112,17 @@ lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
+# What a batch on Kubernetes needs beside requirements.lock, and what its tests need. Without
+# dependencies: botocore asks for an older python-dateutil than snakemake has, and works with it.
+CLOUD = snakemake-executor-plugin-kubernetes==0.5.1 kubernetes==32.0.1 google-auth==2.63.0 \
+	cryptography==50.0.2 requests-oauthlib==2.0.0 oauthlib==4.0.1 durationpy==0.11 \
+	pyasn1==0.6.5 pyasn1-modules==0.4.2 snakemake-storage-plugin-s3==0.3.6 boto3==1.44.8 \
+	botocore==1.44.8 s3transfer==0.19.3 jmespath==1.1.0
+
 lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
 	$(LOCK) requirements.txt -o requirements.lock
 	printf '%s\n' timm==1.0.31 segmentation-models-pytorch==0.6.0 torchjd==0.18.0 qpsolvers==4.13.0 quadprog==0.1.14 | $(LOCK) --no-deps - -o requirements-foreign.lock
+	printf '%s\n' $(CLOUD) | $(LOCK) --no-deps - -o requirements-kubernetes.lock
 	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
 
 audit:  ## look for known vulnerabilities in what is installed (needs the network)
@@ -131,4 +151,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 $(FOREIGN): requirements-foreign.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/foreign -r requirements-foreign.lock
+	@touch $@
+
+$(KUBERNETES): requirements-kubernetes.lock $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/kubernetes -r requirements-kubernetes.lock
 	@touch $@

@@ -3,6 +3,7 @@
 # and retrain. Each job executes one notebook. Usually started by `make figures`; by hand, or on a
 # cluster:
 #     snakemake --cores 2 --rerun-triggers input --config profile=quick
+# On a cluster each job reads this file again, with the configuration of the launch.
 #
 # A run folder's name carries a hash of every number that its results depend on, so a changed number
 # makes a new run. Whether a finished run is the present code's, and follows from what is here, is
@@ -12,11 +13,13 @@
 # leaves an empty file where a failed one wrote none.
 
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
 
 from mtprune_utils.registry import known
+from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.launch import tell, visible_gpus
 from mtprune_utils.stages import get_stage, stage_names
 from mtprune_utils.study import store
@@ -36,18 +39,15 @@ RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
-# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but
-# what others wait for goes first, dense networks a seed ahead, so that no core idles.
-PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1, "score": 1}
-ABOUT = {path: store.about_notebook(path) for path in store.notebook_paths()}
-# {figure: its notebook}. What else that one draws comes with it, and not in every profile.
-FIGURES = {
-    about["figures"][0]: path
-    for path, about in ABOUT.items() if "figures" in about and EXPERIMENT.draws(about)
-}
+FIGURES = plan.figures(EXPERIMENT)
+ON_CLUSTER = cluster.EVENTS in os.environ
 # Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
 # written last.
 STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
+# Where no disk is shared, all else that others read of a run goes by object storage, in one file.
+STORED = workflow.storage_settings.default_storage_provider is not None
+if STORED:
+    STAGE_FILES = {stage: (*files, cluster.PACKED) for stage, files in STAGE_FILES.items()}
 FIGURE_FILES = [
     f"{FIGURES_FOLDER}/{EXPERIMENT.label}/{{figure}}.{kind}" for kind in store.FIGURE_KINDS
 ]
@@ -56,25 +56,21 @@ RUN = (
     "exec {sys.executable:q} -m mtprune_utils.run.launch notebook "
     "{params.notebook:q} {params.executed:q} --expect {output:q} {params.arguments}"
 )
+if STORED:
+    RUN += " --unpack {input:q} --pack {params.packed:q}"
 
 
 def run_files(run):
     return [f"{RUNS_FOLDER}/{run.stage}/{run.name}/{file}" for file in STAGE_FILES[run.stage]]
 
 
-def cell(run):
-    """A run's cell as its notebook's parameters: a search has its profile's seed."""
-    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
-    if run.stage == "tune":
-        del named["seed"]
-    return named
+def place_of(file, depth):
+    """The folder so many above an output: where Snakemake wants it, which storage puts elsewhere.
 
-
-def job_name(run):
-    plain = ("criterion", "arm")
-    named = cell(run).items()
-    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
-    return " ".join([run.stage, *words])
+    A notebook's relative paths start at the repository.
+    """
+    place = Path(file).parents[depth]
+    return str(place.resolve() if STORED else place)
 
 
 def arguments(job, parameters):
@@ -86,19 +82,34 @@ def arguments(job, parameters):
 
 
 def priority(stage):
-    def of(wildcards):
-        seed = RUNS[f"{stage}/{wildcards.name}"].seed
-        first = -1 if seed == PROFILE.tuning.seed else seed
-        # All above a figure's 0: those fill the gaps at the end.
-        return PRIORITIES.get(stage, 0) + 10 * (PROFILE.seeds - first)
+    return lambda wildcards: plan.priority(RUNS[f"{stage}/{wildcards.name}"])
 
-    return of
+
+def needs(stage):
+    """Resources: a GPU where there are some, and of a cluster's job its time limit in minutes.
+
+    (A cluster's profile says whether a job gets a GPU there.)
+    """
+    if not ON_CLUSTER:
+        return {"gpu": 1} if visible_gpus() and PROFILE.device != "cpu" else {}
+    seconds = plan.Seconds(EXPERIMENT, Path(FIGURES_FOLDER))
+
+    def minutes(wildcards):
+        return plan.time_limit(seconds(RUNS[f"{stage}/{wildcards.name}"]))
+
+    return {"runtime": minutes}
+
+
+def starts_from(run):
+    """The runs that one needs: where no disk is shared, also what those need, as notebooks do."""
+    further = [other for source in run.inputs for other in starts_from(source)] if STORED else []
+    return list({other.folder: other for other in (*run.inputs, *further)}.values())
 
 
 def upstream(stage):
     return lambda wildcards: [
         ancient(file)
-        for run in RUNS[f"{stage}/{wildcards.name}"].inputs for file in run_files(run)
+        for run in starts_from(RUNS[f"{stage}/{wildcards.name}"]) for file in run_files(run)
     ]
 
 
@@ -110,29 +121,33 @@ def stage_notebook(stage):
 def stage_arguments(stage):
     def of(wildcards, output):
         run = RUNS[f"{stage}/{wildcards.name}"]
-        return arguments(job_name(run), {**SHARED, **cell(run)})
+        runs = place_of(output[0], 3)
+        return arguments(plan.job_name(run), {**SHARED, **plan.cell(run), "runs": runs})
 
     return of
 
 
 def figure_inputs(wildcards):
-    needed = EXPERIMENT.needed(ABOUT[FIGURES[wildcards.figure]]["needs"])
+    needed = EXPERIMENT.needed(store.about_notebook(FIGURES[wildcards.figure])["needs"])
     return [ancient(file) for run in needed for file in run_files(run)]
 
 
 def alone(wildcards):
-    return ABOUT[FIGURES[wildcards.figure]].get("alone", False)
+    return store.about_notebook(FIGURES[wildcards.figure]).get("alone", False)
 
 
-def figure_arguments(wildcards, output):
-    return arguments(f"figure {wildcards.figure}", {**SHARED, "figures": FIGURES_FOLDER})
+def figure_arguments(wildcards, input, output):
+    runs, figures = place_of(input[0], 3), place_of(output[0], 1)
+    parameters = {**SHARED, "runs": runs, "figures": figures}
+    return arguments(f"figure {wildcards.figure}", parameters)
 
 
-tell(
-    "batch", "grid",
-    jobs=[job_name(run) for run in RUNS.values()] + [f"figure {figure}" for figure in FIGURES],
-    figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
-)
+if workflow.is_main_process:
+    tell(
+        "batch", "grid",
+        jobs=[*map(plan.job_name, RUNS.values()), *(f"figure {figure}" for figure in FIGURES)],
+        figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
+    )
 
 
 wildcard_constraints:
@@ -159,8 +174,9 @@ for stage in stage_names():
             notebook=stage_notebook(stage),
             executed=lambda wildcards, output: str(Path(output[0]).with_name("notebook.ipynb")),
             arguments=stage_arguments(stage),
+            packed=lambda wildcards, output: [file for file in output if file.endswith(".tar")],
         resources:
-            gpu=1 if visible_gpus() and PROFILE.device != "cpu" else 0,
+            **needs(stage),
         priority: priority(stage)
         shell:
             RUN
@@ -175,6 +191,9 @@ rule figure:
         notebook=lambda wildcards: str(FIGURES[wildcards.figure]),
         executed=lambda wildcards, output: f"{RUNS_FOLDER}/figures/{wildcards.figure}.ipynb",
         arguments=figure_arguments,
+        packed=[],
+    resources:
+        **({"runtime": plan.LEAST_MINUTES} if ON_CLUSTER else {}),
     # What is measured is measured while nothing else runs.
     threads: lambda wildcards: workflow.cores if alone(wildcards) else 1
     shell:

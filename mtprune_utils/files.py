@@ -98,16 +98,26 @@ def _where_supported(call: Callable, *arguments) -> None:
 
 
 def source_digest(modules: Iterable[Path]) -> str:
-    """A hash of what Python modules say, whatever the comments, layout and version of Python."""
+    """A hash of what Python modules do, whatever their comments, docstrings and layout.
+
+    The same in every version of Python.
+    """
     digest = hashlib.sha256()
     for module in modules:
-        digest.update(_said(module.read_text(encoding="utf-8")))
+        digest.update(_done(module.read_text(encoding="utf-8")))
     return digest.hexdigest()[:16]
 
 
 @cache
-def _said(source: str) -> bytes:
-    return _syntax(ast.parse(source)).encode()
+def _done(source: str) -> bytes:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        documented = isinstance(
+            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        )
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return _syntax(tree).encode()
 
 
 def _syntax(node) -> str:

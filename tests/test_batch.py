@@ -304,7 +304,7 @@ def test_locks_of_gpus_follow_no_link_and_any_name_has_one(monkeypatch, tmp_path
 def test_make_passes_values_on_as_they_are(value, tmp_path):
     value = value.replace("PLACE", str(tmp_path / "executed"))
     (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
-    names = ("profile", "data", "root", "overrides", "jobs")
+    names = ("profile", "data", "root", "overrides", "jobs", "on")
     make = ["make", "-s", "-C", str(PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
     program = f"BATCH={sys.executable} {tmp_path}/program.py"
     words = ["figures", program, *(f"{name.upper()}={value}" for name in names)]
@@ -321,7 +321,7 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
     "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{launch.EVENT}x/a\n",
 ])
 def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
-    progress = launch.Progress(tmp_path / "timings.csv", 1)
+    progress = launch.Progress(tmp_path / "timings.csv", "here")
     before = dict(vars(progress))
     progress.read(line)
     assert vars(progress) == before
@@ -330,7 +330,7 @@ def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path
 def test_a_killed_snakemake_leaves_its_own_words_and_how_to_go_on(tmp_path):
     log = tmp_path / "snakemake.log"
     log.write_text(f'Building DAG of jobs...\n{launch.EVENT}{{"job": "batch", "event": "grid"}}\n')
-    said = launch.Progress(tmp_path / "timings.csv", 1).trouble(log)
+    said = launch.Progress(tmp_path / "timings.csv", "here").trouble(log)
     assert said == f"Snakemake failed; its log ends:\nBuilding DAG of jobs...\n{launch.RESUME}"
 
 
@@ -498,7 +498,7 @@ def stale(repository, **overrides):
     reopen = [sys.executable, "-c", REOPEN, json.dumps(config["overrides"])]
     subprocess.run(reopen, cwd=repository, check=True)
     (repository / "dry.json").write_text(json.dumps(config))
-    command = [*launch.snakemake_command(2, "dry.json"), "--dry-run"]
+    command = [*launch.snakemake_command("dry.json", launch.local_arguments(2)), "--dry-run"]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     rows = re.findall(

@@ -109,6 +109,41 @@ def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
     assert source_digest([module]) == "b91bdc026ab14e0a"
 
 
+def test_words_about_code_are_no_part_of_its_digest_and_other_strings_are(tmp_path):
+    module = tmp_path / "module.py"
+
+    def digest(text):
+        module.write_text(text)
+        return source_digest([module])
+
+    code = """class A:
+    def f(self):
+        return 'said'
+
+    async def g(self):
+        ...
+"""
+    documented = """'''A module.'''
+
+
+class A:
+    '''A class.'''
+
+    def f(self):
+        '''A method,
+
+        of two lines.'''
+        return "said"  # a comment
+
+    async def g(self):
+        'Another.'
+        ...
+"""
+    assert digest(code) == digest(documented)
+    assert digest(documented) != digest(documented.replace("said", "kept"))
+    assert digest(code) != digest(code.replace("        ...\n", "        f'{self}'\n"))
+
+
 def test_a_digest_of_code_is_the_same_in_every_locale():
     script = (
         "from mtprune_utils.study.grid import Experiment; "

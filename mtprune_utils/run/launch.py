@@ -5,8 +5,9 @@
     python -m mtprune_utils.run.launch claims --profile study
     python -m mtprune_utils.run.launch refresh
 
-`figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job. No torch is
-imported at the top: the runner of a job waits for its kernel and needs none.
+`figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job: here, or with
+`--on` on a cluster (see `cluster`). No torch is imported at the top: the runner of a job waits for
+its kernel and needs none.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from mtprune_utils.files import (
     PROJECT, locked, read_json, read_table, try_lock, write_atomically, write_json,
 )
 from mtprune_utils.processes import ENVIRONMENT, end_with_parent
+from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.notebook import (
     NotebookError, check_run, execute, notebook_parameters, refresh_notebooks,
 )
@@ -60,7 +62,7 @@ def visible_gpus() -> list[str]:
 def one_gpu():
     """Give this process a GPU of its own, waiting for a free one.
 
-    Snakemake counts GPUs, but does not say which.
+    Snakemake counts GPUs, but does not say which. (A cluster does.)
     """
     with contextlib.ExitStack() as stack:
         locks = {}
@@ -98,7 +100,8 @@ def run_notebook(
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
     trains = job and not job.startswith("figure")
-    takes_gpu = trains and parameters.get("overrides", {}).get("device") != "cpu"
+    on_cpu = parameters.get("overrides", {}).get("device") == "cpu"
+    takes_gpu = trains and not on_cpu and cluster.EVENTS not in os.environ
     try:
         with one_gpu() if takes_gpu else contextlib.nullcontext():
             tell(job, "started")
@@ -122,9 +125,16 @@ def run_notebook(
 
 
 def tell(job: str | None, event: str, **more) -> None:
-    """Tell the launcher, by a line on standard output, which Snakemake passes on."""
-    if job:
-        line = f"{EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
+    """Tell the launcher, by a line on standard output, which Snakemake passes on.
+
+    (Not from another machine.)
+    """
+    if not job:
+        return
+    line = f"{EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
+    if cluster.EVENTS in os.environ:
+        cluster.put_event(line)
+    else:
         os.write(sys.stdout.fileno(), line.encode())  # in one piece, whatever the other jobs write
 
 
@@ -136,8 +146,9 @@ class Progress:
     It prints a line on each as it starts and ends, and a summary at the end.
     """
 
-    def __init__(self, timings: Path, jobs_at_once: int):
-        self.timings, self.jobs_at_once, self.start = timings, jobs_at_once, time.monotonic()
+    def __init__(self, timings: Path, at_once: str, retries: int = RETRIES):
+        self.timings, self.at_once, self.retries = timings, at_once, retries
+        self.start = time.monotonic()
         self.jobs: list[str] = []  # every job of the profile, finished or not
         self.figures: list[str] = []
         self.total = self.finished = 0
@@ -159,6 +170,12 @@ class Progress:
         take_in = (self.grid, self.started, self.done, self.failure)
         {method.__name__: method for method in take_in}[event.pop("event")](**event)
 
+    def recall(self, line: str) -> None:
+        """Take in an event of an earlier batch, whose launcher was killed: only what was done."""
+        event = json.loads(line.partition(EVENT)[2])
+        if event["event"] == "done":
+            self.seconds[event["job"]] = event["seconds"]
+
     def grid(self, job: str, jobs: list[str], figures: list[str]) -> None:
         self.jobs, self.figures = jobs, figures
 
@@ -166,13 +183,13 @@ class Progress:
         if not self.attempts:
             earlier = len(self.jobs) - self.total
             count = f"{self.total} jobs to do, {earlier} finished earlier"
-            print(f"{count}; {self.jobs_at_once} at a time", flush=True)
+            print(f"{count}; {self.at_once}", flush=True)
         self.attempts[job] = self.attempts.get(job, 0) + 1
         self.running.add(job)
         self.say(job, "started")
 
     def done(self, job: str, seconds: float) -> None:
-        self.running.remove(job)
+        self.running.discard(job)  # it may be another attempt's word
         self.failed.pop(job, None)
         self.finished += 1
         self.seconds[job] = seconds
@@ -185,9 +202,10 @@ class Progress:
         self.say(job, f"done in {duration(seconds)}   (elapsed {elapsed})")
 
     def failure(self, job: str, seconds: float, error: str, notebook: str) -> None:
-        self.running.remove(job)
+        self.running.discard(job)
         self.failed[job] = {"error": error, "notebook": notebook}
-        again = "" if self.attempts[job] > RETRIES else ", trying once more"
+        left = self.retries + 1 - self.attempts.get(job, 1)
+        again = ", trying once more" if left == 1 else f", {left} tries left" if left > 1 else ""
         self.say(job, f"FAILED after {duration(seconds)}{again}: {error}")
 
     def say(self, job: str, what: str) -> None:
@@ -256,33 +274,47 @@ def from_repository(path: str | Path) -> str:
     return str(absolute.relative_to(PROJECT) if absolute.is_relative_to(PROJECT) else absolute)
 
 
-def snakemake_command(jobs: int, config: Path) -> list[str]:
-    """How the batch calls Snakemake.
+def snakemake_command(config: Path, where: list[str]) -> list[str]:
+    """How the batch calls Snakemake. where: `local_arguments` or those of a cluster.
 
-    The launcher's lock stands in for Snakemake's, which outlives a killed driver. Of Snakemake's
-    reasons to run a job again, the text of its shell command is left out: results do not depend on
-    it.
+    The launcher's lock stands in for Snakemake's, which outlives a killed driver. Its marks of
+    incomplete outputs are passed over: ours are whole or missing, the last one is the marker, and
+    a cluster's job may have finished well after its driver. Of Snakemake's reasons to run a job
+    again, the text of its shell command is left out: results do not depend on it.
     """
-    gpus = len(visible_gpus())
     return [
         sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".",
-        "--nocolor", "--nolock", "--cores", str(jobs),
-        *(["--resources", f"gpu={gpus}"] if gpus else []),
-        "--scheduler", "greedy", "--keep-going", "--retries", str(RETRIES), "--rerun-incomplete",
-        "--rerun-triggers", "input", "--configfile", str(config),
-        "--profile", "none",  # of the user's own
-        # All but the source cache, which is made in the user's home.
-        "--shared-fs-usage", "persistence", "input-output", "software-deployment", "sources",
-        "storage-local-copies",
+        "--nocolor", "--nolock", "--scheduler", "greedy", "--keep-going", "--ignore-incomplete",
+        "--rerun-triggers", "input", "--configfile", str(config), *where,
     ]
 
 
-def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False) -> int:
+# All but the source cache, which is made in the user's home.
+SHARED_FILES = (
+    "--shared-fs-usage", "persistence", "input-output", "software-deployment", "sources",
+    "storage-local-copies",
+)
+
+
+def local_arguments(jobs: int) -> list[str]:
+    """Snakemake's, for so many jobs at a time on this machine."""
+    gpus = len(visible_gpus())
+    return [
+        "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
+        "--retries", str(RETRIES), "--profile", "none",  # of the user's own
+        *SHARED_FILES,
+    ]
+
+
+def make_figures(
+    settings: dict, figures: str, jobs: int | None = None, restore: bool = False, on: str = ""
+) -> int:
     """Bring every run and figure of a profile up to date. Returns the exit code.
 
     A lock refuses a second batch. settings: profile, data, root, runs and overrides, see
-    `Experiment.open`. restore: what the committed result tables know and is not here counts as
-    finished.
+    `Experiment.open`. jobs: at a time; by default one per core, or what the cluster's profile says.
+    restore: what the committed result tables know and is not here counts as finished. on: the
+    cluster whose machines do it.
     """
     from mtprune_utils.datasets import data_root
     from mtprune_utils.study import tables
@@ -295,11 +327,16 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
         raise ValueError(
             f"runs and figures may lie in no folder whose name has {odd[0]!r} in it: choose others"
         )
-    check_gpus(experiment.profile.device)
     profile = experiment.profile.name
     folder, place = PROJECT / settings["runs"] / profile, PROJECT / figures / experiment.label
+    elsewhere = cluster.Cluster(on, folder) if on else None
+    if not elsewhere:
+        check_gpus(experiment.profile.device)
     with locked(folder.parent / f".lock-{profile}", f"profile {profile!r}") as (lock, killed):
-        if killed:  # its kernels notice within a second or two, let them end
+        if elsewhere:
+            if left := elsewhere.cancel():
+                print(f"{left} jobs that an earlier driver left in the queue are cancelled")
+        elif killed:  # its kernels notice within a second or two, let them end
             time.sleep(3)
         root = settings["root"] and str(Path(data_root(settings["root"])).resolve())
         write_json(folder / "batch.json", {**settings, "root": root, "figures": figures})
@@ -310,8 +347,20 @@ def make_figures(settings: dict, figures: str, jobs: int, restore: bool = False)
             if committed.exists() and not timings.exists():
                 write_atomically(timings, committed.read_bytes())
         reopen_outdated(experiment, place, restore)
-        command = snakemake_command(jobs, folder / "batch.json")
-        code = _drive(command, folder / "snakemake.log", Progress(timings, jobs), lock)
+        if elsewhere:
+            progress = Progress(timings, f"on {on}", elsewhere.retries)
+            for event in cluster.take_events(elsewhere.events):
+                progress.recall(event)
+            at_once = ["--jobs", str(jobs)] if jobs else []
+            # The figures' folder has the label in it.
+            seconds = plan.stage_seconds(experiment, place.parent)
+            where = [*elsewhere.arguments(seconds), *at_once]
+            where += SHARED_FILES if elsewhere.shares_files else ()
+        else:
+            jobs = jobs or os.cpu_count()
+            progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
+        command = snakemake_command(folder / "batch.json", where)
+        code = _drive(command, folder / "snakemake.log", progress, lock, elsewhere)
         if code == 0 and timings.exists():  # beside the figures, for the README's table
             write_atomically(committed, timings.read_bytes())
         return code
@@ -389,13 +438,18 @@ def judge_claims(settings: dict, figures: str) -> None:
     print(f"Judged: {shown(place / 'table1_claims.csv')}")
 
 
-def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
+def _drive(
+    command: list[str], log: Path, progress: Progress, lock: int,
+    elsewhere: cluster.Cluster | None = None,
+) -> int:
     """Run Snakemake, its words into the log, ours onto the screen.
 
-    It dies with this process and holds the lock too.
+    It dies with this process and holds the lock too. elsewhere: the cluster that its jobs run on.
     """
     print(f"Looking at what there is to do (Snakemake's log: {shown(log)})", flush=True)
     environment = os.environ | {"PYTHONUTF8": "1"}
+    if elsewhere:
+        environment |= elsewhere.environment
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it
@@ -405,9 +459,10 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
         encoding="utf-8", errors="replace", start_new_session=True, pass_fds=[lock],
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
+    said = cluster.with_events(process.stdout, elsewhere.events) if elsewhere else process.stdout
     try:
         with log.open("w", encoding="utf-8") as file:
-            for line in process.stdout:
+            for line in said:
                 file.write(line)
                 file.flush()
                 progress.read(line)
@@ -416,16 +471,25 @@ def _drive(command: list[str], log: Path, progress: Progress, lock: int) -> int:
         for signum in (signal.SIGINT, signal.SIGTERM):
             signal.signal(signum, signal.SIG_IGN)
         print("\nStopping the running jobs ...", flush=True)
-        # Snakemake starts no more jobs, the runners end their kernels.
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.communicate(timeout=90)  # the jobs write their checkpoints
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
+        _stop(process, elsewhere)
         print(f"Stopped. {RESUME}", flush=True)
         raise
     print(progress.trouble(log) if code else progress.summary(), flush=True)
     return code
+
+
+def _stop(process: subprocess.Popen, elsewhere: cluster.Cluster | None) -> None:
+    """End Snakemake and its jobs, which write their checkpoints."""
+    if elsewhere:  # asked to end, it would wait for them
+        os.killpg(process.pid, signal.SIGKILL)
+        elsewhere.cancel()
+        return
+    # Snakemake starts no more jobs, the runners end their kernels.
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 # --- the command line ---
@@ -468,13 +532,20 @@ def _parser() -> argparse.ArgumentParser:
         "-p", dest="parameters", nargs=2, action="append", default=[], metavar=("NAME", "VALUE")
     )
     expected = "files that must be there afterwards"
-    one.add_argument("--expect", nargs="+", default=[], metavar="FILE", help=expected)
+    one.add_argument("--expect", nargs="*", default=[], metavar="FILE", help=expected)
+    packed = f"used by the Snakefile where no disk is shared: files, of which {cluster.PACKED} are"
+    for name, what in (("unpack", "unpacked before"), ("pack", "packed afterwards")):
+        one.add_argument(
+            f"--{name}", nargs="*", default=[], metavar="FILE", help=f"{packed} {what}"
+        )
     one.add_argument("--job", help="used by the Snakefile: the job's name in the batch")
 
     every = "make every figure of a profile, training what is missing"
     figures = commands.add_parser("figures", help=every)
-    at_once = "at a time; default: one per core"
-    figures.add_argument("--jobs", type=job_count, default=os.cpu_count(), help=at_once)
+    at_once = "at a time; default: one per core, or what the cluster's profile says"
+    figures.add_argument("--jobs", type=job_count, help=at_once)
+    which = "cluster that does it, described in cluster/<name>/config.yaml; default: this machine"
+    figures.add_argument("--on", default="", metavar="NAME", help=which)
     known = "runs that the committed result tables know count as finished: to go on with a study"
     figures.add_argument("--restore", action="store_true", help=known)
     judged = "judge the claims by the runs that are finished so far, training nothing"
@@ -509,9 +580,14 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = {
                 name: text if name in texts else parsed(text) for name, text in options.parameters
             }
-            return run_notebook(
-                options.notebook, options.output, parameters, options.expect, options.job
+            cluster.unpack(options.unpack)
+            expected = [file for file in options.expect if file not in options.pack]
+            code = run_notebook(
+                options.notebook, options.output, parameters, expected, options.job
             )
+            if code == 0:
+                cluster.pack(options.pack)
+            return code
         if not store.notebook_paths():
             raise FileNotFoundError(
                 f"{options.command} needs the repository, with its notebooks: run it in a clone"
@@ -524,7 +600,7 @@ def main(arguments: list[str] | None = None) -> int:
         settings["runs"] = from_repository(options.runs)
         folder = from_repository(options.figures)
         if options.command == "figures":
-            return make_figures(settings, folder, options.jobs, options.restore)
+            return make_figures(settings, folder, options.jobs, options.restore, options.on)
         judge_claims(settings, folder)
     except (NotebookError, ValueError, OSError) as error:
         print(error, file=sys.stderr)

@@ -226,8 +226,9 @@ class Experiment:
                 add(run.inputs)
                 found.setdefault(run.folder, run)
 
+        paper = self.paper_runs()
         for seed in range(self.profile.seeds):
-            add(run for run in self.paper_runs() if run.seed == seed)
+            add(run for run in paper if run.seed == seed)
             if self.profile.agreement_batches and len(self.profile.criteria) > 1:
                 add([self.score(seed)])
             if seed < self.profile.controls.seeds:

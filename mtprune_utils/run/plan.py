@@ -1,0 +1,317 @@
+"""What a batch will take before it has run, and who waits for whom: no run's result is needed.
+
+    python -m mtprune_utils.run.plan --profile study --workers 2 16
+
+Seconds come from a measured batch (its timings.csv): of the same experiment if there is one, else
+of the same profile, else of `quick`. A job takes what a kernel's start takes, and so long for each
+step of training as those of its stage did; between profiles, a step's time goes by its
+multiply-accumulates. So a figure of the same profile is good, one of another profile a guess, and
+it says which.
+"""
+
+import argparse
+import heapq
+import math
+import sys
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+
+from mtprune_utils.core.iterative import removal_plan
+from mtprune_utils.core.model import complexity, count_parameters
+from mtprune_utils.core.task import channels
+from mtprune_utils.files import PROJECT, read_table
+from mtprune_utils.stages import prune
+from mtprune_utils.stages._training import architecture
+from mtprune_utils.study import store
+from mtprune_utils.study.grid import Experiment, Run
+from mtprune_utils.study.profiles import get_profile
+
+STARTUP = 6.0  # seconds of a job in which it trains nothing: its kernel, the imports, the data
+# Seconds until the first job starts, and between two on one worker, of which no job knows.
+BATCH_START, BETWEEN_JOBS = 8.0, 2.0
+FIGURE_SECONDS = 10.0
+# Of a cluster's job, against what one of its kind took: other machines, a disk that many share.
+TIME_FACTOR, LEAST_MINUTES, UNKNOWN_MINUTES = 3, 15, 240
+# A seed is finished before the next begins, so that a study of many sittings has whole seeds; but
+# what others wait for goes first, dense networks a seed ahead, so that no core idles.
+PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1, "score": 1}
+MEASURED = "quick"  # the profile whose speed stands for those that nobody has measured
+TEXTS = 200e3  # bytes of a run that are not weights: tables, provenance, the executed notebook
+WORKERS = (1, 2, 4, 8, 16, 64, 256)
+
+
+# --- the batch, as the Snakefile has it ---
+
+def cell(run: Run) -> dict:
+    """A run's cell as its notebook's parameters: a search has its profile's seed."""
+    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
+    if run.stage == "tune":
+        del named["seed"]
+    return named
+
+
+def job_name(run: Run) -> str:
+    plain = ("criterion", "arm")
+    named = cell(run).items()
+    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
+    return " ".join([run.stage, *words])
+
+
+def figures(experiment: Experiment) -> dict[str, Path]:
+    """{figure: its notebook}. What else that one draws comes with it, and not in every profile."""
+    about = {path: store.about_notebook(path) for path in store.notebook_paths()}
+    return {
+        found["figures"][0]: path
+        for path, found in about.items() if "figures" in found and experiment.draws(found)
+    }
+
+
+def priority(run: Run) -> int:
+    """All above a figure's 0: those fill the gaps at the end."""
+    profile = run.profile
+    first = -1 if run.seed == profile.tuning.seed else run.seed
+    return PRIORITIES[run.stage] + 10 * (profile.seeds - first)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of a batch. inputs: the numbers, in its list, of those it waits for."""
+
+    name: str
+    seconds: float
+    inputs: tuple[int, ...] = ()
+    priority: int = 0
+
+
+def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
+    """Every job of the batch, each after what it waits for."""
+    runs = experiment.runs()
+    number = {run.folder: i for i, run in enumerate(runs)}
+    jobs = [
+        Job(
+            job_name(run), seconds(run), tuple(number[r.folder] for r in run.inputs), priority(run)
+        )
+        for run in runs
+    ]
+    for figure, path in figures(experiment).items():
+        shown = experiment.needed(store.about_notebook(path)["needs"])
+        inputs = tuple(number[run.folder] for run in shown)
+        jobs.append(Job(f"figure {figure}", FIGURE_SECONDS, inputs))
+    return jobs
+
+
+# --- seconds ---
+
+class Seconds:
+    """How long a run takes, by a measured batch. figures: the folder where its timings may lie."""
+
+    def __init__(self, experiment: Experiment, figures: Path = PROJECT / "figures"):
+        own = replace(experiment, profile=get_profile(experiment.profile.name))
+        other = Experiment(get_profile(MEASURED))
+        places = (figures, experiment), (PROJECT / "figures", own), (PROJECT / "figures", other)
+        self.measured = None  # the experiment that was
+        for folder, measured in places:
+            self.file = folder / measured.label / store.TIMINGS
+            if self.file.exists():
+                self.measured = measured
+                break
+
+    @property
+    def basis(self) -> str:
+        if not self.measured:
+            return f"nothing is measured: there is no {self.file}"
+        name = self.measured.label
+        file = self.file.relative_to(PROJECT) if self.file.is_relative_to(PROJECT) else self.file
+        return f"by the measured batch {name}, {file}"
+
+    @cached_property
+    def rates(self) -> dict[tuple, float]:
+        """Seconds per unit of work of the measured runs, by what `_kinds` names."""
+        runs = {job_name(run): run for run in self.measured.runs()}
+        spent, work = defaultdict(float), defaultdict(float)
+        for row in read_table(self.file):
+            if run := runs.get(row["job"]):  # else the profile has changed since
+                for kind in _kinds(run):
+                    spent[kind] += max(float(row["seconds"]) - STARTUP, 0.0)
+                    work[kind] += steps(run) * _step_macs(run.experiment)
+        return {kind: spent[kind] / work[kind] for kind in spent}
+
+    def __call__(self, run: Run) -> float | None:
+        """None where nothing is measured."""
+        if not self.measured or not self.rates:
+            return None
+        rate = next(self.rates[kind] for kind in _kinds(run) if kind in self.rates)
+        return STARTUP + rate * steps(run) * _step_macs(run.experiment)
+
+
+def _kinds(run: Run) -> list[tuple]:
+    """Those runs that take as long, from the most alike to all."""
+    stage = run.stage
+    return [(stage, run.arm, run.criterion), (stage, run.arm), (stage,), ()]
+
+
+def steps(run: Run) -> float:
+    """Optimizer steps, or minibatches that are scored."""
+    profile, retraining = run.profile, run.profile.retrain.steps
+    if run.stage == "dense":
+        return profile.dense.steps
+    if run.stage == "score":
+        return profile.agreement_batches
+    if run.stage == "tune":  # the search breaks some of its trials off
+        return profile.tuning.trials * (_pruning_steps(run) if run.arm == "prune" else retraining)
+    if run.stage == "prune":
+        return _pruning_steps(run)
+    return retraining * (profile.controls.budget if run.arm == "scratch_longer" else 1)
+
+
+def _pruning_steps(run: Run) -> int:
+    own = prune.scheduled(run)
+    widths = architecture(run.profile, channels(run.experiment.tasks)).width_list
+    landings = len(run.profile.sizes)
+    return (len(removal_plan(widths, own)) + landings + 1) * own.prune_interval
+
+
+@cache
+def _step_macs(experiment: Experiment) -> int:
+    """Multiply-accumulates of a minibatch, forward, in the dense network."""
+    profile = experiment.profile
+    network = architecture(profile, channels(experiment.tasks))
+    return profile.batch_size * complexity(network, (profile.crop, profile.crop))["macs"]
+
+
+def time_limit(seconds: float | None) -> int:
+    """In minutes, for a cluster's job that is thought to take so long."""
+    if seconds is None:
+        return UNKNOWN_MINUTES
+    return max(math.ceil(TIME_FACTOR * seconds / 60), LEAST_MINUTES)
+
+
+def stage_seconds(experiment: Experiment, figures: Path) -> dict[str, float]:
+    """{stage: seconds of one of its jobs}, as far as that is known."""
+    known, seconds = defaultdict(list), Seconds(experiment, figures)
+    for run in experiment.runs():
+        if expected := seconds(run):
+            known[run.stage].append(expected)
+    means = {stage: sum(found) / len(found) for stage, found in known.items()}
+    return means | {"figure": FIGURE_SECONDS}
+
+
+# --- what follows ---
+
+def makespan(jobs: list[Job], workers: int) -> float:
+    """Seconds of the whole batch, a free worker always taking the foremost job that can start."""
+    waiting = [len(job.inputs) for job in jobs]
+    followers: list[list[int]] = [[] for _ in jobs]
+    for i, job in enumerate(jobs):
+        for source in job.inputs:
+            followers[source].append(i)
+    ready = [(-job.priority, i) for i, job in enumerate(jobs) if not job.inputs]
+    heapq.heapify(ready)
+    running: list[tuple[float, int]] = []
+    now = BATCH_START
+    while ready or running:
+        while ready and len(running) < workers:
+            _, i = heapq.heappop(ready)
+            heapq.heappush(running, (now + BETWEEN_JOBS + jobs[i].seconds, i))
+        now, done = heapq.heappop(running)
+        for i in followers[done]:
+            waiting[i] -= 1
+            if not waiting[i]:
+                heapq.heappush(ready, (-jobs[i].priority, i))
+    return now
+
+
+def longest_chain(jobs: list[Job]) -> list[Job]:
+    """The jobs, each waiting for the one before, that take longest together."""
+    ends: list[float] = []
+    before: list[int | None] = []
+    for job in jobs:
+        source = max(job.inputs, key=lambda i: ends[i], default=None)
+        before.append(source)
+        ends.append(job.seconds + (ends[source] if source is not None else 0))
+    at: int | None = max(range(len(jobs)), key=lambda i: ends[i])
+    chain = []
+    while at is not None:
+        chain.append(jobs[at])
+        at = before[at]
+    return chain[::-1]
+
+
+def storage(experiment: Experiment) -> float:
+    """Bytes of all run folders in the end."""
+    parameters = count_parameters(architecture(experiment.profile, channels(experiment.tasks)))
+    sizes = experiment.profile.sizes
+
+    def kept(run: Run) -> float:
+        """In networks as large as the dense one."""
+        if run.stage == "prune":
+            return sum(sizes if run.level is None else sizes[: run.level + 1])
+        return {"dense": 1.0, "retrain": sizes[run.level or 0]}.get(run.stage, 0.0)
+
+    return sum(TEXTS + 4 * parameters * kept(run) for run in experiment.runs())
+
+
+def report(experiment: Experiment, workers: list[int]) -> str:
+    """What there is to know, in lines. Raises ValueError where nothing is measured."""
+    seconds = Seconds(experiment)
+    if not seconds.measured:
+        raise ValueError(f"{seconds.basis}: `make figures` measures {MEASURED}")
+    jobs = jobs_of(experiment, seconds)
+    by_stage = defaultdict(list)
+    for job in jobs:
+        by_stage[job.name.split()[0]].append(job.seconds)
+    total = sum(job.seconds for job in jobs)
+    chain = longest_chain(jobs)
+    least = sum(job.seconds for job in chain)
+    lines = [f"{experiment.label}: {len(jobs)} jobs, {seconds.basis}"]
+    if seconds.measured.profile.name != experiment.profile.name:
+        lines.append(
+            "That is another profile: a guess, by the multiply-accumulates of its training steps."
+        )
+    lines += ["", "stage     jobs   minutes each   hours"]
+    for stage, found in by_stage.items():
+        each = sum(found) / len(found) / 60
+        lines.append(f"{stage:8} {len(found):5} {each:14.1f} {sum(found) / 3600:7.1f}")
+    lines.append(f"{'all':8} {len(jobs):5} {total / len(jobs) / 60:14.1f} {total / 3600:7.1f}")
+    lines += ["", "workers   wall time, hours   at work"]
+    for count in workers:
+        wall = makespan(jobs, count)
+        lines.append(f"{count:7} {wall / 3600:18.2f} {total / wall / count:9.0%}")
+    enough = math.ceil(total / least)
+    lines += [
+        "",
+        f"Storage: {storage(experiment) / 1e9:.2f} GB, and two checkpoints of each job at work.",
+        f"The longest chain takes {least / 3600:.2f} hours: "
+        + ", ".join(job.name for job in chain) + ".",
+        f"So more than {enough} workers gain little, whatever the queue.",
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    from mtprune_utils.run.launch import job_count, overrides  # which imports this module
+
+    parser = argparse.ArgumentParser(
+        prog="python -m mtprune_utils.run.plan", description=__doc__.splitlines()[0]
+    )
+    for name, default in (("profile", MEASURED), ("data", "rooms"), ("root", "")):
+        parser.add_argument(f"--{name}", default=default)
+    parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON")
+    parser.add_argument("--workers", type=job_count, nargs="+", default=list(WORKERS))
+    options = parser.parse_args(arguments)
+    try:
+        experiment = Experiment.open(
+            options.profile, options.data, options.root, "runs", options.overrides
+        )
+        experiment.check()
+        print(report(experiment, options.workers))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""What a batch will take, against batches that were measured and schedules done by hand."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from mtprune_utils.files import PROJECT, csv_text, read_table
+from mtprune_utils.run import cluster, plan
+from mtprune_utils.run.plan import BATCH_START, BETWEEN_JOBS, Job
+from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import get_profile
+
+QUICK = PROJECT / "figures/quick/timings.csv"
+
+
+def quick(**overrides):
+    return Experiment(get_profile("quick", overrides))
+
+
+def measured(experiment):
+    """The jobs of the measured batch of `quick`, with the seconds that each took."""
+    seconds = {row["job"]: float(row["seconds"]) for row in read_table(QUICK)}
+    jobs = plan.jobs_of(experiment, plan.Seconds(experiment))
+    return [replace(job, seconds=seconds[job.name]) for job in jobs]
+
+
+def test_the_hours_of_a_measured_batch_are_told_from_one_seed_within_a_quarter(tmp_path):
+    """From what the first seed took, all of it: work, and wall time on two workers."""
+    experiment = quick()
+    rows = [row for row in read_table(QUICK) if " seed 0 " in f"{row['job']} "]
+    place = tmp_path / experiment.label
+    place.mkdir()
+    (place / "timings.csv").write_text(csv_text(rows))
+    told = plan.jobs_of(experiment, plan.Seconds(experiment, tmp_path))
+    was = measured(experiment)
+    assert len(rows) < len(was) - 10 and [job.name for job in told] == [job.name for job in was]
+    for one, other in zip(told, was):
+        if not one.name.startswith("figure"):
+            assert one.seconds == pytest.approx(other.seconds, rel=0.25), one.name
+    assert sum(j.seconds for j in told) == pytest.approx(sum(j.seconds for j in was), rel=0.05)
+    assert plan.makespan(told, 2) == pytest.approx(plan.makespan(was, 2), rel=0.05)
+
+
+def test_a_run_of_twice_the_steps_takes_twice_as_long_but_for_its_start():
+    def seconds(**overrides):
+        experiment = quick(**overrides)
+        return plan.Seconds(experiment)(experiment.dense(0)) - plan.STARTUP
+
+    assert seconds(**{"dense.steps": 2600}) == pytest.approx(2 * seconds())
+    assert seconds(batch_size=16) == pytest.approx(2 * seconds())
+
+
+def test_a_schedule_done_by_hand():
+    """A long job behind a short one; what has priority goes first."""
+    jobs = [
+        Job("a", 10), Job("b", 5, priority=1), Job("c", 20, (1,), priority=1), Job("d", 1, (0, 2)),
+    ]
+    gap = BETWEEN_JOBS
+    assert plan.makespan(jobs, 1) == BATCH_START + 36 + 4 * gap
+    assert plan.makespan(jobs, 2) == BATCH_START + 26 + 3 * gap
+    assert [job.name for job in plan.longest_chain(jobs)] == ["b", "c", "d"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7, 50])
+def test_wall_time_lies_between_the_bounds_of_any_list_schedule(workers):
+    """Graham, 1969: at least the work by the workers and the chain, at most their sum."""
+    jobs = [replace(job, seconds=job.seconds + BETWEEN_JOBS) for job in measured(quick())]
+    work = sum(job.seconds for job in jobs) / workers
+    chain = sum(job.seconds for job in plan.longest_chain(jobs))
+    wall = plan.makespan([replace(j, seconds=j.seconds - BETWEEN_JOBS) for j in jobs], workers)
+    assert max(work, chain) <= wall - BATCH_START + 1e-6
+    assert wall - BATCH_START <= work + chain + 1e-6
+
+
+def test_a_seed_is_finished_before_the_next_but_dense_networks_are_a_seed_ahead():
+    of = {run.stage + str(run.seed): plan.priority(run) for run in quick().runs()}
+    order = ["dense0", "dense1", "prune0", "retrain0", "dense2", "prune1", "retrain1"]
+    assert sorted(order, key=of.get, reverse=True) == order
+
+
+def test_a_time_limit_leaves_room_and_is_long_where_nothing_is_known():
+    assert plan.time_limit(10) == plan.LEAST_MINUTES
+    assert plan.time_limit(3600) == 180
+    assert plan.time_limit(None) == plan.UNKNOWN_MINUTES
+
+
+def test_short_jobs_go_together_until_starting_them_costs_little():
+    sizes = cluster.group_sizes({"dense": 3000, "retrain": 60, "figure": 10, "score": 0.0})
+    assert sizes == {"retrain": 10, "figure": 60, "score": cluster.GROUP_SECONDS}
+
+
+def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
+    command = [sys.executable, "-m", "mtprune_utils.run.plan"]
+    options = ["--profile", "quick", "--workers", "2", "--overrides", json.dumps({"seeds": 12})]
+    said = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    for words in ("quick-custom: 101 jobs", "figures/quick/timings.csv", "longest chain", "GB"):
+        assert words in said.stdout
+    wrong = subprocess.run([*command, "--profile", "quik"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+
+
+# --- what a cluster's jobs tell ---
+
+def test_events_come_in_their_order_each_once_between_the_other_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv(cluster.EVENTS, str(tmp_path))
+    for line in "abc":
+        cluster.put_event(f"{line}\n")
+    lines = list(cluster.with_events(iter(["snakemake\n"]), tmp_path))
+    assert lines == ["snakemake\n", "a\n", "b\n", "c\n"]
+    assert not list(cluster.take_events(tmp_path))
