@@ -207,7 +207,8 @@ class Results:
             rows, layers = (_table(run, file, figures) for file in run.tables)
             if len(rows) and len(layers):
                 recovered = rows[rows["phase"] != "removed"]
-                self.sizes[cell], self.layers[cell] = recovered.set_index("removal", drop=False), layers
+                self.sizes[cell] = recovered.set_index("removal", drop=False)
+                self.layers[cell] = layers
         if not self.sizes:
             raise FileNotFoundError(
                 f"no pruning run of {experiment.label} is here: run `{experiment.command}`"
@@ -271,7 +272,7 @@ def _table(run: Run, file: str, figures: Path) -> pd.DataFrame:
     if not path.exists():
         return pd.DataFrame()
     rows = pd.read_csv(path)
-    return rows[rows["run"] == run.name].dropna(axis="columns", how="all")
+    return rows[rows["run"] == run.name]
 
 
 def saved_results(first: Experiment, figures: Path) -> dict[str, Experiment]:
@@ -308,8 +309,10 @@ class Explorer:
         self.size = widgets.SelectionSlider(
             options=[""], description="size", layout={"width": "98%"},
         )
-        names = ("head", "filters", "images", "maps")
-        self.views = {name: widgets.HTML(layout={"flex": "1 1 330px"}) for name in names}
+        self.size.add_class("explore-size")
+        panel = {"layout": {"flex": "1 1 330px"}}
+        self.views = {name: widgets.HTML(**panel) for name in ("filters", "images")}
+        self.views |= {name: widgets.HTML() for name in ("head", "maps")}
         self.plots = widgets.HBox(layout={"flex_flow": "row wrap", "width": "100%"})
         pickers = widgets.HBox(
             [self.data, self.criterion, self.seed, self.image], layout={"flex_flow": "row wrap"}
@@ -363,8 +366,8 @@ class Explorer:
         rows = self.results.sizes[self.cell]
         before = getattr(self, "_parameters", np.inf)
         options = [
-            (f"{row.parameters / rows['parameters'].max():.0%} · {row.filters} filters", row.removal)
-            for row in rows.itertuples()
+            (f"{size / rows['parameters'].max():.0%} · {filters} filters", removal)
+            for removal, size, filters in zip(rows.index, rows["parameters"], rows["filters"])
         ]
         self._busy = True
         self.size.options = options
@@ -382,6 +385,7 @@ class Explorer:
         results, cell, removal = self.results, self.cell, self.size.value
         rows, networks = results.sizes[cell], results.networks(cell)
         row = rows.loc[removal]
+        share = row["parameters"] / rows.loc[0, "parameters"]
         self._parameters = row["parameters"]
         dense, widths = (
             [int(w) for w in rows.loc[r, "widths"].split()] for r in (0, removal)
@@ -397,8 +401,8 @@ class Explorer:
         self.views["head"].value = (
             f'<p class="readout" data-removal="{removal}" data-milliseconds="{took:.1f}"><strong>'
             f"{row['filters']} of {sum(dense)} filters</strong>, {row['parameters']:,} parameters "
-            f"({row['parameters'] / rows.loc[0, 'parameters']:.0%}), {row['macs'] / 1e6:.2f} million "
-            f"multiply-accumulates. {_when(removal)}.</p>"
+            f"({share:.0%}), {row['macs'] / 1e6:.2f} million multiply-accumulates. "
+            f"{_when(removal)}.</p>"
         )
 
     def _draw_filters(
@@ -435,7 +439,7 @@ class Explorer:
         if nearest != removal:
             words = f"No weights of this size: these are predictions at {share}, the nearest saved."
         i, images = self.image.value - 1, self.results.images
-        tiles = [views.tile("image", {"seen": images.image[i].permute(1, 2, 0).numpy()})]
+        tiles = [views.tile("image", {"input": images.image[i].permute(1, 2, 0).numpy()})]
         for name, task in self.results.tasks.items():
             target, predicted = images.targets[name][i], seen[nearest].predictions[name][i]
             quality = f"{task.shown.replace('_', ' ')} {seen[nearest].quality[name][i]:.3g}"
@@ -458,9 +462,7 @@ class Explorer:
         shares = (sizes[sorted(seen)] / sizes[0]).map("{:.0%}".format)
         every = np.linspace(0, len(shares) - 1, min(len(shares), 5)).round().astype(int)
         predictions = {shares.iloc[at]: seen[shares.index[at]].predictions for at in every}
-        i, images = self.image.value - 1, self.results.images
-        return film(images[i], {n: {t: of[i] for t, of in p.items()} for n, p in predictions.items()},
-                    self.results.tasks)
+        return film(self.results.images, predictions, self.results.tasks, self.image.value - 1)
 
     def _repr_mimebundle_(self, **options) -> dict:
         """Itself, and the picture for who cannot show it."""
@@ -482,9 +484,10 @@ def _when(removal: int) -> str:
 
 def limits_of(target: Tensor, task: Task) -> tuple[float, float] | None:
     """The range of colours that prediction and truth share, where the kind of target has none."""
-    valid = target[None][:, 0][task.target.valid(target[None])] if target.dim() == 3 else target
-    measured = isinstance(task.target, Depth) and len(valid)
-    return (valid.min().item(), valid.max().item()) if measured else None
+    if not isinstance(task.target, Depth):
+        return None
+    valid = target[task.target.valid(target[None])]  # (1, H, W) both
+    return (valid.min().item(), valid.max().item()) if len(valid) else (0.0, 1.0)
 
 
 def pixels(target: Tensor, task: Task, limits: tuple[float, float] | None = None) -> np.ndarray:
@@ -498,27 +501,28 @@ def pixels(target: Tensor, task: Task, limits: tuple[float, float] | None = None
     return colours(np.ma.clip((values - low) / ((high - low) or 1), 0, 1), bytes=True)
 
 
-def film(image: Split, predictions: dict[str, dict[str, Tensor]], tasks: dict[str, Task]) -> Figure:
-    """One image, each task's truth, and what networks of several sizes predict.
+def film(
+    images: Split, predictions: dict[str, dict[str, Tensor]], tasks: dict[str, Task], i: int
+) -> Figure:
+    """The i-th image, each task's truth, and what networks of several sizes predict.
 
-    predictions: {size: {task: prediction}}. Drawn for a page of any colour.
+    predictions: {size: {task: of all images}}. Drawn for a page of any colour.
     """
     drawn = {name: task for name, task in tasks.items() if task.target.of_pixels}
-    columns = ["true", *predictions]
+    columns = {"true": images.targets, **predictions}
+    across, down = len(columns) + 1, max(len(drawn), 1)
     figure, axes = plt.subplots(
-        max(len(drawn), 1), len(columns) + 1, figsize=(1.35 * (len(columns) + 1), 1.45 * len(drawn)),
-        layout="constrained", squeeze=False,
+        down, across, figsize=(1.35 * across, 1.5 * down), layout="constrained", squeeze=False
     )
+    words = {"fontsize": 8, "color": INK}
+    axes[0, 0].imshow(images.image[i].permute(1, 2, 0).numpy(), interpolation="nearest")
+    axes[0, 0].set_title("image", **words)
     for row, (name, task) in zip(axes, drawn.items()):
-        target = image.targets[name]
-        limits = limits_of(target, task)
-        for axis, column in zip(row[1:], columns):
-            of = target if column == "true" else predictions[column][name]
-            axis.imshow(pixels(of, task, limits), interpolation="nearest")
-            axis.set_title(column, fontsize=8, color=INK)
-        row[1].set_ylabel(name, fontsize=8, color=INK)
-    axes[0, 0].imshow(image.image.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes[0, 0].set_title("image", fontsize=8, color=INK)
+        limits = limits_of(images.targets[name][i], task)
+        row[1].set_ylabel(name, **words)
+        for axis, (column, of) in zip(row[1:], columns.items()):
+            axis.imshow(pixels(of[name][i], task, limits), interpolation="nearest")
+            axis.set_title(column, **words)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     return figure

@@ -32,6 +32,7 @@ STYLE = """<style>
 .explore .tile img { width: 100%; display: block; margin-bottom: 2px; }
 .explore .layer { flex: 0 0 52px; }
 .explore .layer svg { height: 96px; }
+.explore .entry { white-space: nowrap; margin-right: 10px; }
 .explore .key { display: inline-block; width: 22px; height: 4px; margin: 0 5px 3px 0; }
 </style>"""
 CELL, LABEL = 10, 44  # pixels: a filter's square, and what stands left of a layer
@@ -101,7 +102,8 @@ def score_key() -> str:
     ramp = png(np.broadcast_to(rgb(np.linspace(0, 1, 64)), (1, 64, 3)).copy())
     bar = f'<img src="{ramp}" alt="" style="width:70px;height:9px;vertical-align:-1px">'
     red = f'<span style="border:2px solid {RED};padding:0 4px;font-size:9px">&nbsp;</span>'
-    return f"<p>lowest score {bar} highest, of all that are left · {red} goes next · empty: gone</p>"
+    scores = f"lowest score {bar} highest, of all that are left"
+    return f"<p>{scores} · {red} goes next · empty: gone</p>"
 
 
 def score_maps(dense: list[int], by_removal: dict, removal: int) -> str:
@@ -184,11 +186,11 @@ def metric_plot(
         colour, label, dashes = style_of(criterion)
         if curve["sd"].notna().all():
             low_edge, high_edge = curve["mean"] - curve["sd"], curve["mean"] + curve["sd"]
-            across = [*zip(x(curve["x"]), y(high_edge)), *zip(x(curve["x"]), y(low_edge))][::1]
-            there, back = across[:len(curve)], across[len(curve):][::-1]
-            points = " ".join(f"{a:.1f},{b:.1f}" for a, b in [*there, *back])
+            across = x(curve["x"])
+            there, back = zip(across, y(high_edge)), zip(across[::-1], y(low_edge)[::-1])
+            points = _points([*there, *back])
             parts.append(f'<polygon points="{points}" fill="{colour}" fill-opacity="0.2"/>')
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x(curve["x"]), y(curve["mean"])))
+        points = _points(zip(x(curve["x"]), y(curve["mean"])))
         look = f'stroke="{colour}" stroke-width="2" stroke-dasharray="{dashes}" fill="none"'
         parts.append(f'<polyline points="{points}" {look}/>')
         legend.append(_read_off(curve, size, colour, label))
@@ -203,6 +205,10 @@ def metric_plot(
     return f"<h4>{escape(title)}</h4>{drawn}<p>{' '.join(legend)}</p>"
 
 
+def _points(pairs) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
+
+
 def _read_off(curve: pd.DataFrame, size: float, colour: str, label: str) -> str:
     """A criterion's entry in the legend, with its mean at a size, if it passed through that."""
     logs = np.log(curve["x"])
@@ -211,7 +217,7 @@ def _read_off(curve: pd.DataFrame, size: float, colour: str, label: str) -> str:
     spread = np.interp(np.log(size), logs, curve["sd"]) if inside else np.nan
     band = "" if np.isnan(spread) else f" ± {spread:.2g}"
     key = f'<span class="key" style="background:{colour}"></span>'
-    return f'<span style="white-space:nowrap;margin-right:10px">{key}{escape(label)}{value}{band}</span>'
+    return f'<span class="entry">{key}{escape(label)}{value}{band}</span>'
 
 
 def _axes(x, y, values: tuple[float, float], sizes: tuple[float, float]) -> list[str]:
