@@ -44,7 +44,7 @@ from mtprune_utils.study.profiles import PROFILES
 
 # What a slider wants of the smoke profile: more sizes, a network that has seen a little, no search.
 SMALL = {
-    "dense.steps": 200, "prune.filters_per_step": 20, "prune.prune_interval": 4, "tuning.trials": 0,
+    "dense.steps": 160, "prune.filters_per_step": 22, "prune.prune_interval": 4, "tuning.trials": 0,
 }
 IMAGES = 12  # of the test images, which predictions are kept of
 
@@ -466,7 +466,7 @@ class Explorer:
 
     def _repr_mimebundle_(self, **options) -> dict:
         """Itself, and the picture for who cannot show it."""
-        bundle = self.box._repr_mimebundle_(**options)
+        bundle = self.box._repr_mimebundle_(**options) | {"text/plain": repr(self)}
         figure = self.picture()
         if figure is not None:
             file = io.BytesIO()
@@ -474,6 +474,10 @@ class Explorer:
             plt.close(figure)
             bundle["image/png"] = base64.b64encode(file.getvalue()).decode()
         return bundle
+
+    def __repr__(self) -> str:
+        (criterion, seed), label = self.cell, self.results.experiment.label
+        return f"Explorer of {label}: {criterion}, seed {seed}, {self.size.label}"
 
 
 def _when(removal: int) -> str:

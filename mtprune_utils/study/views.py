@@ -38,12 +38,18 @@ STYLE = """<style>
 CELL, LABEL = 10, 44  # pixels: a filter's square, and what stands left of a layer
 PER_LINE = 32  # filters of a layer that stand side by side
 WIDTH, HEIGHT, LEFT, BOTTOM = 340, 190, 42, 30  # of a plot, and its margins
+FAINT = 'stroke="currentColor" stroke-opacity="0.35"'
 COUNT = EngFormatter(places=0, sep="")  # 48k
 
 
 def rgb(values: np.ndarray, cmap: str = SEQUENTIAL) -> np.ndarray:
     """Colours (..., 3) as bytes, of numbers from 0 to 1."""
     return matplotlib.colormaps[cmap](np.asarray(values, float), bytes=True)[..., :3]
+
+
+def score_colours(ranks: np.ndarray) -> np.ndarray:
+    """Of ranks from 0 to 1; the lowest is not so dark that it vanishes on a dark page."""
+    return rgb(0.15 + 0.85 * ranks)
 
 
 def png(pixels: np.ndarray) -> str:
@@ -72,11 +78,12 @@ def filter_map(dense: list[int], widths: list[int], filters=None) -> str:
         cells = _counted(width) if filters is None else _scored(layer, filters)
         for unit in range(whole):
             line, column = divmod(unit, PER_LINE)
-            look, title = cells.get(unit, ('fill="none" stroke-opacity="0.25"', "gone"))
-            where = f'x="{LABEL + 14 + CELL * column}" y="{y + CELL * line:g}"'
+            look, title = cells.get(unit, ('fill="currentColor" fill-opacity="0.35"', "gone"))
+            side = 8.5 if unit in cells else 2
+            corner = (8.5 - side) / 2
+            where = f'x="{LABEL + 14 + CELL * column + corner}" y="{y + CELL * line + corner:g}"'
             said = f"<title>layer {layer + 1}, filter {unit + 1}: {title}</title>"
-            square = f'{where} width="8.5" height="8.5" {look}'
-            parts.append(f'<rect stroke="currentColor" {square}>{said}</rect>')
+            parts.append(f'<rect {where} width="{side}" height="{side}" {look}>{said}</rect>')
         y += CELL * -(-whole // PER_LINE) + 3
     columns = min(max(dense), PER_LINE)
     return _svg(LABEL + 16 + CELL * columns, y, "filters left in each layer", parts)
@@ -89,21 +96,21 @@ def _counted(width: int) -> dict[int, tuple[str, str]]:
 def _scored(layer: int, filters) -> dict[int, tuple[str, str]]:
     kept, scores, ranks = filters.kept[layer], filters.scores[layer], filters.ranks[layer]
     goes, cells = set(filters.goes[layer].tolist()), {}
-    for unit, score, rank, colour in zip(kept.tolist(), scores, ranks, rgb(ranks)):
+    for unit, score, rank, colour in zip(kept.tolist(), scores, ranks, score_colours(ranks)):
         fill = "#{:02x}{:02x}{:02x}".format(*colour)
-        mark, next_ = f'style="stroke:{RED};stroke-width:2.5"', "; goes next"
-        edge, more = (mark, next_) if unit in goes else ('stroke-opacity="0.35"', "")
+        marked, plain = f'stroke="{RED}" stroke-width="2.5"', FAINT
+        edge, more = (marked, "; goes next") if unit in goes else (plain, "")
         cells[unit] = f'fill="{fill}" {edge}', f"score {score:.3g}, above {rank:.0%}{more}"
     return cells
 
 
 def score_key() -> str:
     """What the colours and marks of `filter_map` and `score_maps` mean."""
-    ramp = png(np.broadcast_to(rgb(np.linspace(0, 1, 64)), (1, 64, 3)).copy())
+    ramp = png(np.broadcast_to(score_colours(np.linspace(0, 1, 64)), (1, 64, 3)).copy())
     bar = f'<img src="{ramp}" alt="" style="width:70px;height:9px;vertical-align:-1px">'
     red = f'<span style="border:2px solid {RED};padding:0 4px;font-size:9px">&nbsp;</span>'
     scores = f"lowest score {bar} highest, of all that are left"
-    return f"<p>{scores} · {red} goes next · empty: gone</p>"
+    return f"<p>{scores} · {red} goes next · dot: gone</p>"
 
 
 def score_maps(dense: list[int], by_removal: dict, removal: int) -> str:
@@ -113,7 +120,7 @@ def score_maps(dense: list[int], by_removal: dict, removal: int) -> str:
         pixels = np.zeros((whole, len(columns), 4), np.uint8)
         for x, at in enumerate(columns):
             filters = by_removal[at]
-            pixels[filters.kept[layer], x, :3] = rgb(filters.ranks[layer])
+            pixels[filters.kept[layer], x, :3] = score_colours(filters.ranks[layer])
             pixels[filters.kept[layer], x, 3] = 255
         size = f'width="{len(columns)}" height="{whole}"'
         frame = 'fill="none" stroke="currentColor" vector-effect="non-scaling-stroke"'
@@ -222,23 +229,22 @@ def _read_off(curve: pd.DataFrame, size: float, colour: str, label: str) -> str:
 
 def _axes(x, y, values: tuple[float, float], sizes: tuple[float, float]) -> list[str]:
     foot = HEIGHT - BOTTOM
-    line = 'stroke="currentColor" stroke-opacity="0.35"'
     parts = [
-        f'<path d="M{LEFT} 6V{foot}H{WIDTH - 8}" fill="none" {line}/>',
+        f'<path d="M{LEFT} 6V{foot}H{WIDTH - 8}" fill="none" {FAINT}/>',
         f'<text x="{(LEFT + WIDTH) / 2:g}" y="{HEIGHT - 2}" text-anchor="middle">parameters</text>',
     ]
     for value in MaxNLocator(4).tick_values(*values):
         if values[0] <= value <= values[1]:
             parts.append(
                 f'<text x="{LEFT - 5}" y="{y(value) + 4:.1f}" text-anchor="end">{value:.3g}</text>'
-                f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" {line} stroke-dasharray="1 3"/>'
+                f'<path d="M{LEFT} {y(value):.1f}H{WIDTH - 8}" {FAINT} stroke-dasharray="1 3"/>'
             )
     steps = [m * 10.0**power for power in range(2, 10) for m in (1, 2, 5)]
     for size in steps:
         if sizes[0] <= size <= sizes[1]:
             parts.append(
                 f'<text x="{x(size):.1f}" y="{foot + 14}" text-anchor="middle">{COUNT(size)}</text>'
-                f'<path d="M{x(size):.1f} {foot}v4" {line}/>'
+                f'<path d="M{x(size):.1f} {foot}v4" {FAINT}/>'
             )
     return parts
 
