@@ -44,7 +44,7 @@ from mtprune_utils.study.profiles import PROFILES
 
 # What a slider wants of the smoke profile: more sizes, a network that has seen a little, no search.
 SMALL = {
-    "dense.steps": 160, "prune.filters_per_step": 22, "prune.prune_interval": 4, "tuning.trials": 0,
+    "dense.steps": 120, "prune.filters_per_step": 26, "prune.prune_interval": 4, "tuning.trials": 0,
 }
 IMAGES = 12  # of the test images, which predictions are kept of
 
