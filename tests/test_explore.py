@@ -249,7 +249,8 @@ def test_another_criterion_is_shown_at_the_nearest_size(explorer):
 
 
 def test_runs_that_take_too_long_are_not_replayed_and_it_is_said(experiment, figures):
-    explorer = Explorer(Results(experiment, figures, seconds=0), {experiment.label: experiment}, figures)
+    unwatched = Results(experiment, figures, seconds=0)
+    explorer = Explorer(unwatched, {experiment.label: experiment}, figures)
     assert "stand in no table" in explorer.views["filters"].value
     assert "Predictions of this network" in explorer.views["images"].value
     saved = explorer.results.networks(explorer.cell).seen
@@ -269,6 +270,18 @@ def test_tables_alone_are_shown_as_what_they_are(experiment, figures, tmp_path):
     assert "image/png" not in explorer._repr_mimebundle_()
     with pytest.raises(FileNotFoundError, match="make figures PROFILE=smoke"):
         Results(elsewhere, tmp_path)
+
+
+def test_a_criterion_offers_the_seeds_that_it_has(experiment, figures, tmp_path):
+    shutil.copytree(experiment.root, tmp_path / "runs")
+    half = replace(experiment, root=tmp_path / "runs")
+    half.prune("l1", 0).path("done.json").unlink()
+    explorer = Explorer(Results(half, tmp_path, seconds=0), {half.label: half}, tmp_path)
+    assert explorer.seed.options == (0, 1)
+    explorer.criterion.value = "l1"
+    assert explorer.seed.options == (1,) and explorer.cell == ("l1", 1)
+    explorer.criterion.value = "cosprune"
+    assert explorer.seed.options == (0, 1) and explorer.cell == ("cosprune", 1)
 
 
 def test_results_that_are_not_there_are_named_and_the_old_ones_stay(results, figures, tmp_path):

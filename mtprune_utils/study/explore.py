@@ -299,6 +299,7 @@ class Explorer:
         self.others, self.figures = others, figures
         self.results, self.milliseconds = results, []
         self._loaded = {results.experiment.label: results}
+        self._parameters = np.inf  # of the network that is shown
         fixed = {"layout": {"width": "max-content"}}
         self.data = widgets.Dropdown(
             options=list(others), value=results.experiment.label, description="results", **fixed
@@ -337,12 +338,12 @@ class Explorer:
         return self.criterion.value, self.seed.value
 
     def _open(self, results: Results) -> None:
+        images = len(results.images)  # first: it may fail, and then nothing has changed
         self.results, self._busy = results, True
         criteria = dict.fromkeys(criterion for criterion, _ in results.runs)
         self.criterion.options = [(style_of(name)[1], name) for name in criteria]
-        self.seed.options = sorted({seed for _, seed in results.runs})
-        self.criterion.index = self.seed.index = 0
-        self.image.max = len(results.images)
+        self.criterion.index = 0
+        self.image.max = images
         self.plots.children = [
             widgets.HTML(layout={"flex": "1 1 300px"}) for _ in results.metrics
         ]
@@ -363,17 +364,27 @@ class Explorer:
         """Take the network of the other run that is nearest in size."""
         if self._busy:
             return
+        self._offer_seeds()
         rows = self.results.sizes[self.cell]
-        before = getattr(self, "_parameters", np.inf)
         options = [
             (f"{size / rows['parameters'].max():.0%} · {filters} filters", removal)
             for removal, size, filters in zip(rows.index, rows["parameters"], rows["filters"])
         ]
         self._busy = True
         self.size.options = options
-        self.size.value = (rows["parameters"] - before).abs().idxmin() if before < np.inf else 0
+        distance = (rows["parameters"] - min(self._parameters, rows["parameters"].max())).abs()
+        self.size.value = distance.idxmin()
         self._busy = False
         self.draw()
+
+    def _offer_seeds(self) -> None:
+        """Those that the criterion has runs of: the picked one stays, if it is among them."""
+        seeds = tuple(seed for name, seed in self.results.runs if name == self.criterion.value)
+        if seeds != self.seed.options:
+            self._busy, before = True, self.seed.value
+            self.seed.options = seeds
+            self.seed.value = before if before in seeds else seeds[0]
+            self._busy = False
 
     def _moved(self, change) -> None:
         if not self._busy:
@@ -521,12 +532,13 @@ def film(
     words = {"fontsize": 8, "color": INK}
     axes[0, 0].imshow(images.image[i].permute(1, 2, 0).numpy(), interpolation="nearest")
     axes[0, 0].set_title("image", **words)
+    for axis, column in zip(axes[0, 1:], columns):
+        axis.set_title(column, **words)
     for row, (name, task) in zip(axes, drawn.items()):
         limits = limits_of(images.targets[name][i], task)
         row[1].set_ylabel(name, **words)
-        for axis, (column, of) in zip(row[1:], columns.items()):
+        for axis, of in zip(row[1:], columns.values()):
             axis.imshow(pixels(of[name][i], task, limits), interpolation="nearest")
-            axis.set_title(column, **words)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     return figure

@@ -28,7 +28,7 @@ STYLE = """<style>
 .explore figure { margin: 0; }
 .explore figcaption { font-size: 11px; }
 .explore img, .explore image { image-rendering: pixelated; }
-.explore .tile { flex: 1 1 96px; max-width: 150px; }
+.explore .tile { flex: 1 1 78px; max-width: 150px; }
 .explore .tile img { width: 100%; display: block; margin-bottom: 2px; }
 .explore .layer { flex: 0 0 52px; }
 .explore .layer svg { height: 96px; }
