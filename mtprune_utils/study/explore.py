@@ -88,6 +88,12 @@ class Networks:
     filters: dict[int, Filters]
     seen: dict[int, Seen]
 
+    @cached_property
+    def score_pictures(self) -> list[str]:
+        """Drawn once: a move only moves the frame."""
+        dense = [len(kept) for kept in self.filters[0].kept]
+        return views.score_pictures(dense, self.filters)
+
 
 def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
     """Predictions for images, as they are evaluated: at crop x crop, depths at their true scale."""
@@ -401,7 +407,7 @@ class Explorer:
         dense, widths = (
             [int(w) for w in rows.loc[r, "widths"].split()] for r in (0, removal)
         )
-        self._draw_filters(dense, widths, networks.filters, removal)
+        self._draw_filters(dense, widths, networks, removal)
         self._draw_images(networks.seen, removal, rows)
         for plot, (metric, title) in zip(self.plots.children, results.metrics.items()):
             plot.value = views.metric_plot(
@@ -417,15 +423,16 @@ class Explorer:
         )
 
     def _draw_filters(
-        self, dense: list[int], widths: list[int], known: dict[int, Filters], removal: int
+        self, dense: list[int], widths: list[int], networks: Networks, removal: int
     ) -> None:
+        known = networks.filters
         title = "<h4>Filters left, layer by layer</h4>"
         drawn = title + views.filter_map(dense, widths, known.get(removal))
         if known:
             self.views["filters"].value = drawn + views.score_key()
             self.views["maps"].value = (
                 "<h4>Scores over the run: a row per filter, a column per size</h4>"
-                + views.score_maps(dense, known, removal)
+                + views.score_maps(networks.score_pictures, dense, sorted(known), removal)
             )
             return
         self.views["filters"].value = drawn + (

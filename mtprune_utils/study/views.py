@@ -113,19 +113,25 @@ def score_key() -> str:
     return f"<p>{scores} · {red} goes next · dot: gone</p>"
 
 
-def score_maps(dense: list[int], by_removal: dict, removal: int) -> str:
-    """One map per layer: a row per filter, a column per network, dark where the score is low."""
-    columns, figures = sorted(by_removal), []
-    for layer, whole in enumerate(dense):
-        pixels = np.zeros((whole, len(columns), 4), np.uint8)
-        for x, at in enumerate(columns):
-            filters = by_removal[at]
-            pixels[filters.kept[layer], x, :3] = score_colours(filters.ranks[layer])
-            pixels[filters.kept[layer], x, 3] = 255
+def score_pictures(dense: list[int], by_removal: dict) -> list[str]:
+    """One image per layer: a row per filter, a column per network, dark where the score is low."""
+    pictures = [np.zeros((whole, len(by_removal), 4), np.uint8) for whole in dense]
+    for x, at in enumerate(sorted(by_removal)):
+        for pixels, kept, ranks in zip(pictures, by_removal[at].kept, by_removal[at].ranks):
+            pixels[kept, x, :3], pixels[kept, x, 3] = score_colours(ranks), 255
+    return [png(pixels) for pixels in pictures]
+
+
+def score_maps(
+    pictures: list[str], dense: list[int], columns: list[int], removal: int
+) -> str:
+    """`score_pictures` of a run's removals side by side, with a frame around the one shown."""
+    figures = []
+    for layer, (picture, whole) in enumerate(zip(pictures, dense)):
         size = f'width="{len(columns)}" height="{whole}"'
         frame = 'fill="none" stroke="currentColor" vector-effect="non-scaling-stroke"'
         parts = [
-            f'<image href="{png(pixels)}" {size} preserveAspectRatio="none"/>',
+            f'<image href="{picture}" {size} preserveAspectRatio="none"/>',
             f'<rect {size} {frame} stroke-opacity="0.3"/>',
             f'<rect x="{columns.index(removal)}" width="1" height="{whole}" {frame} '
             'stroke-width="2"/>',
