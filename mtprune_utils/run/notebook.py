@@ -29,6 +29,7 @@ OWN_STYLE = "import matplotlib; matplotlib.rcdefaults()"  # whatever the user's 
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
 SECONDS_TO_END = 80
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 Declared = dict[str, tuple[type, object]]  # name: (type, default)
 
 
@@ -285,7 +286,10 @@ def refresh_notebooks() -> None:
 
 
 def without_volatile_metadata(text: str) -> str:
-    """A notebook without times, versions and widget states, which differ between executions."""
+    """A notebook without times, versions and widgets, which differ between executions.
+
+    A widget that has something to show without its kernel leaves that, and no broken view.
+    """
     import nbformat
 
     notebook = nbformat.reads(text, as_version=4)
@@ -295,4 +299,7 @@ def without_volatile_metadata(text: str) -> str:
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", ()):
+            if len(output.get("data", ())) > 1:
+                output.data.pop(WIDGET_VIEW, None)
     return nbformat.writes(notebook) + "\n"

@@ -25,15 +25,16 @@ from mtprune_utils.study import statistics as stats
 from mtprune_utils.study.claims import Evidence
 from mtprune_utils.study.figures import grid_of_axes, legend_below
 from mtprune_utils.study.grid import UNIFORM, Experiment
+from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, ORANGE
 
 # Arms that get the same training, whose networks are held against each other.
 FAMILIES = {"finetune": ("finetune", FINETUNE_SHUFFLED), "scratch": ("scratch",)}
 CELL = ["family", "level", "task"]
 ARM = ["arm", "criterion"]
-MARKS = {  # arm: marker, filled, colour (Okabe and Ito's), what it is
-    "finetune": ("o", True, "#0072B2", "fine-tuned"),
-    FINETUNE_SHUFFLED: ("X", True, "#E69F00", "its widths, other filters, fine-tuned"),
-    "scratch": ("s", False, "#009E73", "its widths, from random weights"),
+MARKS = {  # arm: marker, filled, colour, what it is
+    "finetune": ("o", True, BLUE, "fine-tuned"),
+    FINETUNE_SHUFFLED: ("X", True, ORANGE, "its widths, other filters, fine-tuned"),
+    "scratch": ("s", False, GREEN, "its widths, from random weights"),
 }
 AGREEMENT = {
     "spearman": "Spearman, all filters", "within_layers": "Spearman within layers",
@@ -210,13 +211,13 @@ def fig8_task_balance(
     levels, tasks = sorted(set(shown["level"])), list(dict.fromkeys(shown["task"]))
     names = in_order(list(shown["criterion"]))
     figure, axes = grid_of_axes(1, len(levels), 4, 1.2 + 0.2 * len(names), sharey=True, sharex=True)
-    colours = dict(zip(tasks, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")))
+    colours = dict(zip(tasks, COLOURS))  # six tasks at most
     for axis, level in zip(axes[0], levels):
         cell = shown[shown["level"] == level].pivot(
             index="criterion", columns="task", values="mean"
         ).reindex(names)
         axis.hlines(
-            range(len(names)), cell.min(axis=1), cell.max(axis=1), color="tab:gray", linewidth=1
+            range(len(names)), cell.min(axis=1), cell.max(axis=1), color=GRAY, linewidth=1
         )
         for task, colour in colours.items():
             axis.plot(cell[task], range(len(names)), "o", color=colour, markersize=4, label=task)

@@ -13,7 +13,6 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
 
-from mtprune_utils import registry
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.targets import IGNORE, MIN_DEPTH, ImageClass, Labels, Normals
@@ -21,13 +20,8 @@ from mtprune_utils.core.task import Task
 from mtprune_utils.files import csv_text, write_atomically, write_json
 from mtprune_utils.study import statistics as stats, store
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, ORANGE, RED, style_of
 
-# Colour and label; a criterion that is not named here gets the next free colour and its own name.
-STYLES = {
-    "taylor": ("tab:orange", "Taylor"), "cosprune": ("tab:blue", "CosPrune"),
-    "l1": ("tab:green", "L1 magnitude"), "random": ("tab:gray", "random"),
-    "uniform": ("tab:brown", "uniform"),
-}
 PACKAGES = ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")
 DASHES = ("--", ":", "-.")  # of the runs that were tuned for each size, the largest first
 SIZES = {
@@ -37,9 +31,9 @@ SIZES = {
 PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
     [
         ("full model, published", "black", 84.13e6, 0.468, 0.27, 18.35),
-        ("Taylor, iterative, published", "tab:orange", 14.2e6, 0.36, 0.39, 18.65),
-        ("Taylor, from scratch, published", "tab:orange", 14.4e6, 0.42, 0.34, 18.1),
-        ("CosPrune, from scratch, published", "tab:blue", 14.4e6, 0.44, 0.31, 18.1),
+        ("Taylor, iterative, published", ORANGE, 14.2e6, 0.36, 0.39, 18.65),
+        ("Taylor, from scratch, published", ORANGE, 14.4e6, 0.42, 0.34, 18.1),
+        ("CosPrune, from scratch, published", BLUE, 14.4e6, 0.44, 0.31, 18.1),
     ],
     columns=[
         "label", "colour", "parameters", "segmentation.pixel_accuracy", "depth.relative_error",
@@ -59,13 +53,6 @@ def title(metric: str) -> str:
     task, name = metric.split(".")
     degrees = " (degrees)" if name.endswith("angle") else ""
     return f"{task.replace('_', ' ').capitalize()}: {name.replace('_', ' ')}{degrees}"
-
-
-def style_of(criterion: str) -> tuple[str, str]:
-    """Colour and label of a criterion, the paper's for the paper's."""
-    extra = [name for name in registry.names("criteria") if name not in STYLES]
-    spare = ("tab:purple", "tab:pink", "tab:olive", "tab:cyan")
-    return STYLES.get(criterion) or (spare[extra.index(criterion) % len(spare)], criterion)
 
 
 def save_figure(
@@ -195,8 +182,8 @@ def show_curve(curve: pd.DataFrame) -> Figure:
     kept = curve[curve["selected"] == 1]
     for axis, task in zip(axes[0], tasks):
         loss, trained = f"{task}.loss", f"train.{task}.loss"
-        blue = {"color": "tab:blue"}
-        axis.plot(curve["step"], curve[trained], "--", color="tab:gray", label="training")
+        blue = {"color": BLUE}
+        axis.plot(curve["step"], curve[trained], "--", color=GRAY, label="training")
         axis.plot(curve["step"], curve[loss], **blue, label="validation")
         axis.plot(kept["step"], kept[loss], "o", **blue, fillstyle="none", label="kept")
         axis.set(title=task, xlabel="step", ylabel="loss")
@@ -208,7 +195,7 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
     """One pruning run: each metric after every removal and its recovery, over the steps."""
     figure, axes = grid_of_axes(1, len(tasks), 4, 3)
     for axis, (metric, name) in zip(axes[0], panels(tasks).items()):
-        axis.plot(evaluations["step"], evaluations[metric], color="tab:gray", linewidth=0.8)
+        axis.plot(evaluations["step"], evaluations[metric], color=GRAY, linewidth=0.8)
         for phase, marker in (("removed", "v"), ("recovered", "o")):
             rows = evaluations[evaluations["phase"] == phase]
             axis.plot(rows["step"], rows[metric], marker, markersize=3, label=phase)
@@ -252,7 +239,7 @@ def _draw_criterion(
     was tuned for it, thin curves show each run. Points have 95 % intervals over seeds. Yields the
     data with the columns that name it.
     """
-    colour, label = style_of(runs["criterion"].iloc[0])
+    colour, label, _ = style_of(runs["criterion"].iloc[0])
     arms = list(dict.fromkeys(points["arm"]))
     for tuned_for, run in runs.groupby("level", dropna=False):
         one = pd.isna(tuned_for)
@@ -321,7 +308,7 @@ def _panels_by_size(
                 drawn = _draw_criterion(axis, size, metric, runs, of_criterion, sizes)
                 names = {"size": size, "metric": metric, "criterion": criterion}
                 data += [part.assign(**names, **levels) for part in drawn]
-            for (level, value), colour in zip(levels.items(), ("black", "tab:red")):
+            for (level, value), colour in zip(levels.items(), ("black", RED)):
                 label = level.replace("_", " ")
                 axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=label)
             if published and size == "parameters":
@@ -428,7 +415,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 label="in proportion to MACs",
             )
             for (criterion, network), line in panel.groupby(["criterion", "network"], sort=False):
-                colour, label = style_of(criterion)
+                colour, label, _ = style_of(criterion)
                 found = network == "found"
                 style = (
                     {"marker": "o", "linestyle": "-"}
@@ -465,10 +452,10 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     return figure, table.assign(widths=[" ".join(map(str, widths)) for widths in table["widths"]])
 
 
-OUTCOMES = {  # colours that differ for the colour-blind too (Okabe and Ito, 2008)
-    "equivalent": "#0072B2", "better": "#0072B2", "below half": "#0072B2", "no worse": "#56B4E9",
-    "different": "#D55E00", "differs": "#D55E00", "worse": "#D55E00", "above half": "#D55E00",
-    "differ, size open": "#E69F00", "inconclusive": "#999999", "not told apart": "#999999",
+OUTCOMES = {
+    "equivalent": BLUE, "better": BLUE, "below half": BLUE, "no worse": GREEN,
+    "different": RED, "differs": RED, "worse": RED, "above half": RED,
+    "differ, size open": ORANGE, "inconclusive": GRAY, "not told apart": GRAY,
 }
 
 
@@ -508,7 +495,7 @@ def fig5_claims(
 def _draw_cells(axis, cells: pd.DataFrame, rule: str, margin: float) -> None:
     null = 0.5 if rule == "half" else 0.0
     if rule != "half":
-        axis.axvspan(-margin, margin, color="tab:gray", alpha=0.15, linewidth=0)
+        axis.axvspan(-margin, margin, color=GRAY, alpha=0.15, linewidth=0)
     axis.axvline(null, color="black", linewidth=0.8)
     for i, (_, cell) in enumerate(cells.iterrows()):
         colour = OUTCOMES[cell["outcome"]]
@@ -539,11 +526,11 @@ def fig6_training_curves(
         for axis, task in zip(row, tasks):
             where = (means["criterion"] == criterion) & (means["level"] == level)
             panel = means[where & (means["task"] == task)]
-            for colour, arm in enumerate(runs.index):
+            for colour, arm in zip(COLOURS, runs.index):  # seven arms at most
                 line = panel[panel["arm"] == arm]
                 many = "1 seed" if runs[arm] == 1 else f"{runs[arm]} seeds"
                 label = f"{arm.replace('_', ' ')} ({many})"
-                axis.plot(line["progress"], line["mean"], ".-", color=f"C{colour}", label=label)
+                axis.plot(line["progress"], line["mean"], ".-", color=colour, label=label)
             axis.set(title=f"{style_of(criterion)[1]}, {task}, {sizes[int(level)]:.0%}")
             axis.set(xlabel="share of the arm's steps", ylabel="share of the gap kept")
     legend_below(figure, axes[0, 0])
@@ -562,7 +549,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
         for axis, level in zip(row, levels):
             cell = trials[(trials["arm"] == arm) & (trials["level"] == level)]
             for criterion, search in cell.groupby("criterion", sort=False):
-                colour, label = style_of(criterion)
+                colour, label, _ = style_of(criterion)
                 finished, given_up = search[search["loss"].notna()], search[search["loss"].isna()]
                 axis.plot(finished["lr"], finished["loss"], ".", color=colour, label=label)
                 best = finished.loc[finished["loss"].idxmin()]
@@ -588,7 +575,7 @@ def show_trials(trials: pd.DataFrame) -> Figure:
     finished = trials[trials["state"] == "complete"]
     axes[0].plot(finished["trial"], finished["loss"], "o")
     axes[0].plot(
-        finished["trial"], finished["loss"].cummin(), color="tab:gray", label="best so far"
+        finished["trial"], finished["loss"].cummin(), color=GRAY, label="best so far"
     )
     axes[0].set(xlabel="trial", ylabel="validation loss")
     axes[0].legend()
@@ -597,7 +584,7 @@ def show_trials(trials: pd.DataFrame) -> Figure:
     )
     given_up = trials[trials["state"] != "complete"]
     axes[1].plot(
-        given_up["lr"], given_up["weight_decay"], "x", color="tab:gray", label="given up early"
+        given_up["lr"], given_up["weight_decay"], "x", color=GRAY, label="given up early"
     )
     axes[1].set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight decay")
     figure.colorbar(marks, label="validation loss")
