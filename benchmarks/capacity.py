@@ -18,9 +18,12 @@ from mtprune_utils.study.profiles import PROFILES
 RESULTS = Path(__file__).with_name("capacity.csv")
 PROFILE = PROFILES["quick"]
 QUARTER = {
-    "width": PROFILE.width / 4, "least_width": 1,
+    "width": PROFILE.width / 4,
+    "least_width": 1,
     # What pruning would come down to has to fit, and plays no part.
-    "prune.min_filters": 1, "sizes": [0.9], "controls.levels": [0],
+    "prune.min_filters": 1,
+    "sizes": [0.9],
+    "controls.levels": [0],
 }
 NETWORKS = {"dense": {}, "a quarter of the filters": QUARTER}
 

@@ -39,7 +39,13 @@ from torch.utils.benchmark import Timer, timer
 from mtprune_utils.core.checkpoints import pack, unpack
 from mtprune_utils.core.iterative import removal_plan
 from mtprune_utils.core.model import (
-    Architecture, build, complexity, evaluation_mode, load_model, model_bytes, plan_of,
+    Architecture,
+    build,
+    complexity,
+    evaluation_mode,
+    load_model,
+    model_bytes,
+    plan_of,
 )
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.selection import select
@@ -56,15 +62,22 @@ from mtprune_utils.study.profiles import get_profile
 FOUND = (36, 60, 119, 123, 248, 252, 247, 494, 492, 439, 318, 175, 21)
 STEPS = {"plain": None, "taylor": "taylor", "cosprune": "cosprune"}
 SMALL = {  # the same network and code in a second or two, wherever
-    "width": 1 / 16, "head_width": 16, "crop": 32, "image_height": 48, "batch_size": 2,
-    "train_images": 64, "test_images": 8, "pretrained": False,
-    "prune.prune_interval": 4, "prune.filters_per_step": 60, "prune.cosine_batches": 1,
-    "sizes": [0.9], "controls.levels": [0],
+    "width": 1 / 16,
+    "head_width": 16,
+    "crop": 32,
+    "image_height": 48,
+    "batch_size": 2,
+    "train_images": 64,
+    "test_images": 8,
+    "pretrained": False,
+    "prune.prune_interval": 4,
+    "prune.filters_per_step": 60,
+    "prune.cosine_batches": 1,
+    "sizes": [0.9],
+    "controls.levels": [0],
 }
 # Enough for a GPU's kernels to be those of large networks: what checks are made on.
-CHECKED = {
-    "width": 1 / 4, "head_width": 256, "crop": 160, "image_height": 240, "batch_size": 8,
-}
+CHECKED = {"width": 1 / 4, "head_width": 256, "crop": 160, "image_height": 240, "batch_size": 8}
 NO_SEARCH = {"tuning.trials": 0}  # which takes a package that a bare machine has not
 TUNING = 2.5  # seconds that each new network may cost a run beside its steps
 TEST_IMAGES = 32  # of the 654 that an evaluation of the paper's data would take
@@ -181,6 +194,7 @@ def computing(tf32: bool = True, tuned: bool = True) -> Iterator[None]:
 
 # --- steps ---
 
+
 def step_of(
     case: Case, criterion: str | None, network: Architecture, layout: str
 ) -> Callable[[], None]:
@@ -211,20 +225,31 @@ def steps(session: Session) -> None:
     ]
     keys = [
         {
-            "network": network, "step": kind, "precision": precision, "layout": layout,
+            "network": network,
+            "step": kind,
+            "precision": precision,
+            "layout": layout,
             "kernels": kernels,
         }
         for precision, layout, kernels, which, kinds in plan
-        for network in which for kind in kinds
+        for network in which
+        for kind in kinds
     ]
     case_of = cache(lambda arithmetic: Case(replace(session.paper, precision=arithmetic)))
-    flops_of = cache(lambda network, kind: step_flops(
-        case_of("float32"), networks(case_of("float32").architecture)[network], STEPS[kind]
-    ))
-    peaks_of = cache(lambda precision: peaks(
-        session.device, arithmetic_of(precision), precision != "float32", session.side,
-        session.seconds,
-    ))
+    flops_of = cache(
+        lambda network, kind: step_flops(
+            case_of("float32"), networks(case_of("float32").architecture)[network], STEPS[kind]
+        )
+    )
+    peaks_of = cache(
+        lambda precision: peaks(
+            session.device,
+            arithmetic_of(precision),
+            precision != "float32",
+            session.side,
+            session.seconds,
+        )
+    )
     for key in keys:
         if table.find(**key):
             continue
@@ -234,7 +259,8 @@ def steps(session: Session) -> None:
             found, best = timed_step(session, case, key), peaks_of(precision)
         done = flops_of(key["network"], key["step"]) * found["steps_per_second"]
         shares = {
-            "tflops_per_second": done / 1e12, "share_of_matrix_peak": done / max(best.values()),
+            "tflops_per_second": done / 1e12,
+            "share_of_matrix_peak": done / max(best.values()),
             "product_tflops": best["product"] / 1e12,
             "convolution_tflops": best["convolution"] / 1e12,
         }
@@ -261,12 +287,16 @@ def timed_step(session: Session, case: Case, key: dict[str, str]) -> dict[str, f
     first, times = measured(step, session.seconds)
     memory = torch.cuda.max_memory_allocated() / 2**30 if gpu else math.nan
     return {
-        "steps_per_second": 1 / times[1], "low": 1 / times[2], "high": 1 / times[0],
-        "first_seconds": first + compiling, "peak_gib": memory,
+        "steps_per_second": 1 / times[1],
+        "low": 1 / times[2],
+        "high": 1 / times[0],
+        "first_seconds": first + compiling,
+        "peak_gib": memory,
     }
 
 
 # --- a complete run ---
+
 
 def interval_for(session: Session, criterion: str, seconds: float, stretches: int) -> int:
     """As many steps between removals as fit into so many seconds, at most the profile's.
@@ -294,17 +324,24 @@ def run(session: Session, criterion: str, seconds: float) -> None:
     print(f"run of {criterion}: {stretches} stretches of {interval} steps", flush=True)
 
     def written(rows: list[dict]) -> None:
-        table.replace([
-            row | {
-                "seconds_in_full": row["first_step_seconds"]
-                + (whole - 1) / row["steps_per_second"]
-                + row["removal_seconds"] + row["evaluation_seconds"],
-                "steps_in_full": whole, "precision": profile.precision,
-                "batch": profile.batch_size, "crop": profile.crop,
-                "test_images": len(case.dataset.test),
-            } | described()
-            for row in rows
-        ])
+        table.replace(
+            [
+                row
+                | {
+                    "seconds_in_full": row["first_step_seconds"]
+                    + (whole - 1) / row["steps_per_second"]
+                    + row["removal_seconds"]
+                    + row["evaluation_seconds"],
+                    "steps_in_full": whole,
+                    "precision": profile.precision,
+                    "batch": profile.batch_size,
+                    "crop": profile.crop,
+                    "test_images": len(case.dataset.test),
+                }
+                | described()
+                for row in rows
+            ]
+        )
         if len(rows) < stretches:
             session.check()
 
@@ -319,6 +356,7 @@ def run(session: Session, criterion: str, seconds: float) -> None:
 
 
 # --- ratios, scores, latency ---
+
 
 def all_ratios(session: Session) -> None:
     table, rows = session.table("ratios"), []
@@ -341,6 +379,7 @@ def all_scores(session: Session) -> None:
     trainer.check()
     model = trainer.model
     for criterion in ("cosprune", "taylor"):
+
         def scores(precision: str, tf32: bool, seed: int) -> list[torch.Tensor]:
             session.check()
             with computing(tf32):
@@ -381,13 +420,20 @@ def all_latencies(session: Session) -> None:
                 reference = table.find(network="dense", **setting)
                 slowest = float(reference["milliseconds"]) if reference else milliseconds
                 peak = cuda_peak_bytes(model, images) / 2**20 if gpu else math.nan
-                table.add({"network": name, **setting} | complexity(network, size) | {
-                    "milliseconds": milliseconds, "speedup": slowest / milliseconds,
-                    "peak_mib": peak,
-                } | described())
+                table.add(
+                    {"network": name, **setting}
+                    | complexity(network, size)
+                    | {
+                        "milliseconds": milliseconds,
+                        "speedup": slowest / milliseconds,
+                        "peak_mib": peak,
+                    }
+                    | described()
+                )
 
 
 # --- checks ---
+
 
 def trained(
     session: Session, criterion: str, count: int = 20, every: int = 8
@@ -557,8 +603,9 @@ def checks(session: Session) -> None:
             traceback.print_exc(file=sys.stdout)
             outcome, detail = "FAILS", one_line(error)
         seconds = time.monotonic() - start
-        table.add({"check": name, "outcome": outcome, "detail": detail, "seconds": seconds}
-                  | described())
+        table.add(
+            {"check": name, "outcome": outcome, "detail": detail, "seconds": seconds} | described()
+        )
     failed = [row["check"] for row in table.rows if row["outcome"] == "FAILS"]
     if failed:
         raise AssertionError(f"failed: {', '.join(failed)}")
@@ -597,7 +644,7 @@ def perform(session: Session, names: list[str]) -> bool:
             print(f"--- {name}, {left:.1f} minutes left", flush=True)
             more, allowed = {}, 1.4 * minutes
             if name.startswith("run-"):  # the runs share what the other parts leave
-                after = [n for n in todo[i + 1:] if not n.startswith("run-")]
+                after = [n for n in todo[i + 1 :] if not n.startswith("run-")]
                 runs = sum(n.startswith("run-") for n in todo[i:])
                 spare = left - sum(PARTS[n][1] for n in after)
                 allowed = max(minutes, spare / runs)

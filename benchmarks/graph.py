@@ -42,7 +42,10 @@ echo x >> HERE/polled
 seq 1 $(wc -l < HERE/submitted 2>/dev/null || echo 0) | sed 's/$/|COMPLETED/'
 """,
     "scontrol": "echo 'MinJobAge = 3000 sec'",
-    "sinfo": "echo main", "scancel": ":", "sacct": "exit 1", "sacctmgr": "exit 1",
+    "sinfo": "echo main",
+    "scancel": ":",
+    "sacct": "exit 1",
+    "sacctmgr": "exit 1",
 }
 
 
@@ -81,10 +84,25 @@ def measure(runs: int) -> dict:
         (place / "events").mkdir()
         environment = os.environ | {"PATH": path, cluster.EVENTS: str(place / "events")}
         where = [
-            "--executor", "slurm", "--jobs", "1000", "--cores", "1", "--latency-wait", "0",
-            "--slurm-init-seconds-before-status-checks", "1", "--slurm-status-command", "squeue",
-            "--slurm-logdir", str(place / "logs"), "--profile", "none",
-            "--max-jobs-per-timespan", "1000/1s", *launch.SHARED_FILES,
+            "--executor",
+            "slurm",
+            "--jobs",
+            "1000",
+            "--cores",
+            "1",
+            "--latency-wait",
+            "0",
+            "--slurm-init-seconds-before-status-checks",
+            "1",
+            "--slurm-status-command",
+            "squeue",
+            "--slurm-logdir",
+            str(place / "logs"),
+            "--profile",
+            "none",
+            "--max-jobs-per-timespan",
+            "1000/1s",
+            *launch.SHARED_FILES,
         ]
         command = launch.snakemake_command(config, where)
         target = f"dense:name={names[0]}"
@@ -103,7 +121,11 @@ def timed(command: list[str], environment: dict) -> tuple[float, list[tuple[floa
     """Seconds, and each line of the output with the seconds until it came."""
     start, lines = time.monotonic(), []
     with subprocess.Popen(
-        command, cwd=PROJECT, env=environment, text=True, stdout=subprocess.PIPE,
+        command,
+        cwd=PROJECT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     ) as process:
         for line in process.stdout:

@@ -87,9 +87,7 @@ def compare(
 class Case:
     """A network that trains on rooms, as a profile does."""
 
-    def __init__(
-        self, profile: Profile, images: int | None = 64, test_images: int | None = None
-    ):
+    def __init__(self, profile: Profile, images: int | None = 64, test_images: int | None = None):
         self.profile = profile
         test_images = test_images or images and 16
         dataset = load_dataset("rooms", train_images=images, test_images=test_images)
@@ -136,8 +134,7 @@ class Case:
             images, targets = minibatch(trainer)
             features = forward(model.trunk, images, profile)
             outputs = {
-                task: forward(head, features, profile).float()
-                for task, head in model.heads.items()
+                task: forward(head, features, profile).float() for task, head in model.heads.items()
             }
             at_features = []
             for task, loss in task_losses(tasks, outputs, targets).items():
@@ -174,8 +171,15 @@ def minibatch(trainer: Trainer) -> tuple[Tensor, dict[str, Tensor]]:
     """The next one's images and targets, as a step of the trainer takes them."""
     profile = trainer.profile
     return augment(
-        next(trainer.batches), trainer.tasks, profile.image_height, profile.crop, profile.scale,
-        profile.depth_follows_scale, trainer.generator, trainer.mirror, profile.stride,
+        next(trainer.batches),
+        trainer.tasks,
+        profile.image_height,
+        profile.crop,
+        profile.scale,
+        profile.depth_follows_scale,
+        trainer.generator,
+        trainer.mirror,
+        profile.stride,
     )
 
 
@@ -193,9 +197,15 @@ def update(case: Case, criterion: str) -> tuple[Callable, Callable]:
     total = sum(losses.values())
     once = lambda: torch.autograd.grad(total, parameters, retain_graph=True)  # noqa: E731
     gradients = {
-        task: dict(zip(parameters, torch.autograd.grad(
-            loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
-        ))) for task, loss in losses.items()
+        task: dict(
+            zip(
+                parameters,
+                torch.autograd.grad(
+                    loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                ),
+            )
+        )
+        for task, loss in losses.items()
     }
     for parameter, grad in zip(parameters, once()):
         parameter.grad = grad
@@ -221,6 +231,7 @@ def removal(case: Case, filters: int) -> Callable:
 
 def quarter(dense: Architecture, crop: int) -> Architecture:
     """Equal shares of every layer, so many that a quarter of the multiply-accumulates is left."""
+
     def macs(network: Architecture) -> int:
         return complexity(network, (crop, crop))["macs"]
 
@@ -229,7 +240,9 @@ def quarter(dense: Architecture, crop: int) -> Architecture:
 
 
 def measure(
-    rounds: int, paper: Profile = PROFILES["paper"], quick: Profile = PROFILES["quick"],
+    rounds: int,
+    paper: Profile = PROFILES["paper"],
+    quick: Profile = PROFILES["quick"],
     backend: str = "inductor",
 ) -> Iterator[dict]:
     """One row after the other, so that none is lost if a later one fails.
@@ -242,7 +255,11 @@ def measure(
     small = replace(large, crop=min(97, large.crop), batch_size=min(4, large.batch_size))
 
     def row(
-        name: str, setting: str, numerator: Callable, denominator: Callable, rounds: int,
+        name: str,
+        setting: str,
+        numerator: Callable,
+        denominator: Callable,
+        rounds: int,
         calls: int = 1,
     ) -> dict:
         ratio, low, high = compare(numerator, denominator, rounds, calls)
@@ -257,9 +274,7 @@ def measure(
         )
 
     residual = replace(quick, backbone="resnet18")
-    settings = (
-        (quick, "quick", 5), (residual, "quick, ResNet-18", 5), (small, full(small), 1),
-    )
+    settings = ((quick, "quick", 5), (residual, "quick, ResNet-18", 5), (small, full(small), 1))
     for profile, setting, calls in settings:
         case, how = Case(profile), (rounds, calls)
         by_hand, batched = case.minimal, case.minimal(batched=True)

@@ -39,8 +39,13 @@ def first_scores(run: Run, precision: str, every: int) -> list[torch.Tensor]:
 
 
 def still_scores(
-    model: MultiTaskModel, dataset: Dataset, profile: Profile, criterion: str, steps: int,
-    seed: int, every: int = 1,
+    model: MultiTaskModel,
+    dataset: Dataset,
+    profile: Profile,
+    criterion: str,
+    steps: int,
+    seed: int,
+    every: int = 1,
 ) -> list[torch.Tensor]:
     """Mean scores over so many minibatches, each or every so-many-th scored.
 
@@ -84,8 +89,9 @@ def measure(profile: str, steps: list[int], seeds: int) -> pd.DataFrame:
     rows = []
     for seed in range(seeds):
         runs = {
-            k: Experiment.open(profile, "rooms", "", "runs", {"prune.score_every": k})
-            .prune("cosprune", seed)
+            k: Experiment.open(profile, "rooms", "", "runs", {"prune.score_every": k}).prune(
+                "cosprune", seed
+            )
             for k in steps
         }
         for run in runs.values():

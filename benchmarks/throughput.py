@@ -36,7 +36,10 @@ RESULTS = Path(__file__).parent / "throughput"
 
 
 def peaks(
-    device: torch.device, precision: str, tf32: bool = True, side: int | None = None,
+    device: torch.device,
+    precision: str,
+    tf32: bool = True,
+    side: int | None = None,
     seconds: float = 1.0,
 ) -> dict[str, float]:
     """FLOP/s of a large matrix product and of a large 3x3 convolution, the best of some seconds.
@@ -97,7 +100,9 @@ def step_flops(case: Case, architecture: Architecture, criterion: str | None) ->
 
 
 def timed_run(
-    case: Case, criterion: str, peak: float,
+    case: Case,
+    criterion: str,
+    peak: float,
     written: Callable[[list[dict]], None] = lambda rows: None,
 ) -> pd.DataFrame:
     """One row per stretch between two removals; `written` is told all rows after each.
@@ -123,12 +128,20 @@ def timed_run(
     def add(network: Architecture, train: float, removal: float, evaluation: float) -> None:
         rate = (interval - 1) / (train - first_steps[-1])
         flops = rate * step_flops(case, network, criterion)
-        rows.append({
-            "removal": len(rows), **complexity(network, (profile.crop, profile.crop)),
-            "steps": interval, "steps_per_second": rate, "flops_per_second": flops,
-            "share_of_matrix_peak": flops / peak, "first_step_seconds": first_steps[-1],
-            "train_seconds": train, "removal_seconds": removal, "evaluation_seconds": evaluation,
-        })
+        rows.append(
+            {
+                "removal": len(rows),
+                **complexity(network, (profile.crop, profile.crop)),
+                "steps": interval,
+                "steps_per_second": rate,
+                "flops_per_second": flops,
+                "share_of_matrix_peak": flops / peak,
+                "first_step_seconds": first_steps[-1],
+                "train_seconds": train,
+                "removal_seconds": removal,
+                "evaluation_seconds": evaluation,
+            }
+        )
         written(rows)
 
     def measure(model: torch.nn.Module) -> dict[str, float]:
@@ -165,7 +178,9 @@ def main() -> None:
     device = device_of(profile)
     set_up(profile, device)
     summary = {
-        "torch": torch.__version__, "precision": profile.precision, "batch": profile.batch_size,
+        "torch": torch.__version__,
+        "precision": profile.precision,
+        "batch": profile.batch_size,
         "crop": profile.crop,
     }
     place = RESULTS / f"{profile.name}-{options.criterion}-{machine()}.csv"

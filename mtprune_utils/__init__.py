@@ -25,7 +25,8 @@ __all__ = ["Pruner", "__version__", "load_pretrained", "save_pretrained"]
 
 _PLACES = {
     "Pruner": "core.pruner",
-    "save_pretrained": "core.pretrained", "load_pretrained": "core.pretrained",
+    "save_pretrained": "core.pretrained",
+    "load_pretrained": "core.pretrained",
 }
 
 

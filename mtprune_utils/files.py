@@ -135,7 +135,8 @@ def _syntax(node) -> str:
     # None there is a value, elsewhere an option not taken.
     literal = isinstance(node, (ast.Constant, ast.MatchSingleton))
     said = [
-        f"{name}={_syntax(value)}" for name, value in fields
+        f"{name}={_syntax(value)}"
+        for name, value in fields
         if value is not None or literal and name == "value"
     ]
     return f"{type(node).__name__}({', '.join(said)})"

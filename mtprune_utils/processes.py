@@ -5,10 +5,12 @@ import sys
 
 ENVIRONMENT = {
     # Results differ in the last digits between one thread and two.
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
     # Keep the memory of large tensors for the next ones: to get it from the system anew takes 5 %
     # of a step (glibc).
-    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
     "MALLOC_TOP_PAD_": str(2**26),
 }
 

@@ -91,7 +91,13 @@ def slurm(folder: Path, cores: int = 2, memory: int = 6000) -> Iterator[dict[str
         # On one host, each with a host name of its own.
         **{
             node: [
-                "unshare", "--uts", "sh", "-c", 'hostname "$1"; exec "$2" -D -N "$1"', "sh", node,
+                "unshare",
+                "--uts",
+                "sh",
+                "-c",
+                'hostname "$1"; exec "$2" -D -N "$1"',
+                "sh",
+                node,
                 f"{folder}/bin/slurmd",
             ]
             for node in NODES
@@ -104,8 +110,12 @@ def slurm(folder: Path, cores: int = 2, memory: int = 6000) -> Iterator[dict[str
         for name, command in commands.items():
             log = stack.enter_context(open(folder / f"{name}.log", "w"))
             daemon = subprocess.Popen(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT,
-                start_new_session=True, preexec_fn=lambda: end_with_parent(signal.SIGKILL),
+                command,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=lambda: end_with_parent(signal.SIGKILL),
             )
             stack.callback(_end, daemon)
             if name == "munged":

@@ -22,16 +22,29 @@ from mtprune_utils.study import grid, store
 from mtprune_utils.study.grid import Experiment
 
 NOTEBOOKS = (  # of the stages, and Figure 1's; the claims' where everything is new
-    "01_train_dense", "02_prune_iteratively", "03_retrain_from_scratch",
+    "01_train_dense",
+    "02_prune_iteratively",
+    "03_retrain_from_scratch",
     "04_plot_fig1_iterative_pruning",
 )
 CLAIMS = "08_judge_claims"
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3,
-    "dense.evaluations": 1, "retrain.steps": 3, "retrain.evaluations": 1,
-    "prune.prune_interval": 1, "prune.filters_per_step": 110, "prune.cosine_batches": 1,
-    "tuning.trials": 0, "agreement_batches": 0,
-    "seeds": 1, "controls.seeds": 0, "criteria": ["taylor"],
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dense.steps": 3,
+    "dense.evaluations": 1,
+    "retrain.steps": 3,
+    "retrain.evaluations": 1,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 110,
+    "prune.cosine_batches": 1,
+    "tuning.trials": 0,
+    "agreement_batches": 0,
+    "seeds": 1,
+    "controls.seeds": 0,
+    "criteria": ["taylor"],
 }
 
 # --- one file each: what a reader writes ---
@@ -172,8 +185,11 @@ def build(tasks: list[str], epoch: int) -> nn.Module:
 '''
 
 ENTRIES = {  # file in the package: what it says; the registries know an entry by its file's name
-    "criteria/energy.py": CRITERION, "tasks/edges.py": TASK, "datasets/discs.py": DATA_SET,
-    "backbones/three_layers.py": BACKBONE, "schedules/halves.py": SCHEDULE,
+    "criteria/energy.py": CRITERION,
+    "tasks/edges.py": TASK,
+    "datasets/discs.py": DATA_SET,
+    "backbones/three_layers.py": BACKBONE,
+    "schedules/halves.py": SCHEDULE,
     "weightings/doubled.py": WEIGHTING,
 }
 FIGURE = "widths_at_the_floor"
@@ -208,6 +224,7 @@ def add_figure(repository: Path) -> Path:
 
 # --- the batch in a copy ---
 
+
 def copied(repository: Path, notebooks=NOTEBOOKS) -> Path:
     """The package, those notebooks and the Snakefile; the rooms' images are linked to."""
     unread = shutil.ignore_patterns("rooms_v1", "__pycache__")
@@ -226,7 +243,11 @@ def batch(repository: Path, *more: str, **overrides) -> list[str]:
     numbers = ["--overrides", json.dumps(TINY | overrides), "--jobs", "2", *more]
     environment = os.environ | {"PYTHONPATH": str(repository)}  # of kernels, too
     result = subprocess.run(
-        [*command, *numbers], cwd=repository, env=environment, capture_output=True, text=True,
+        [*command, *numbers],
+        cwd=repository,
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stdout + result.stderr
@@ -238,8 +259,10 @@ def base(tmp_path_factory):
     """A batch of one criterion that has ended."""
     repository = copied(tmp_path_factory.mktemp("base") / "repository")
     assert batch(repository) == [
-        "dense seed 0 multitask", "figure fig1_iterative_pruning",
-        "prune taylor seed 0 iterative", "retrain taylor seed 0 level 0 scratch",
+        "dense seed 0 multitask",
+        "figure fig1_iterative_pruning",
+        "prune taylor seed 0 iterative",
+        "retrain taylor seed 0 level 0 scratch",
     ]
     return repository
 
@@ -247,9 +270,9 @@ def base(tmp_path_factory):
 @pytest.fixture(scope="module")
 def grown(base, tmp_path_factory):
     """The same with one more criterion and one more figure; and what its batch did."""
-    repository = Path(shutil.copytree(
-        base, tmp_path_factory.mktemp("grown") / "repository", symlinks=True
-    ))
+    repository = Path(
+        shutil.copytree(base, tmp_path_factory.mktemp("grown") / "repository", symlinks=True)
+    )
     add(repository, "criteria/energy.py")
     add_figure(repository)
     return repository, batch(repository, criteria=["taylor", "energy"])
@@ -264,6 +287,7 @@ def copy(grown, tmp_path):
 @pytest.fixture
 def opened(monkeypatch):
     """The experiment of a copy, as a process that starts now would see its code."""
+
     def of(repository: Path, **overrides) -> Experiment:
         monkeypatch.setattr(registry, "PACKAGE", repository / "mtprune_utils")
         monkeypatch.setattr(store, "PROJECT", repository)
@@ -302,11 +326,14 @@ def edit(repository: Path, file: str) -> None:
 
 # --- adding ---
 
+
 def test_a_new_criterion_and_a_new_figure_are_made_and_nothing_else_is_trained(base, grown, opened):
     repository, done = grown
     assert done == [
-        "figure fig1_iterative_pruning", f"figure {FIGURE}",
-        "prune energy seed 0 iterative", "retrain energy seed 0 level 0 scratch",
+        "figure fig1_iterative_pruning",
+        f"figure {FIGURE}",
+        "prune energy seed 0 iterative",
+        "retrain energy seed 0 level 0 scratch",
     ]
     place = repository / "figures" / "smoke-custom"
     shown = pd.read_csv(place / "fig1_iterative_pruning.csv")["criterion"]
@@ -351,13 +378,20 @@ def test_everything_new_at_once_is_pruned_retrained_drawn_and_judged(tmp_path):
     repository = copied(tmp_path / "repository", (*NOTEBOOKS, CLAIMS))
     add(repository, *ENTRIES)
     numbers = {
-        "backbone": "three_layers", "width": 1.0, "prune.pruning_schedule": "halves",
-        "criteria": ["energy"], "sizes": [0.8], "weighting": "doubled",
+        "backbone": "three_layers",
+        "width": 1.0,
+        "prune.pruning_schedule": "halves",
+        "criteria": ["energy"],
+        "sizes": [0.8],
+        "weighting": "doubled",
     }
     done = batch(repository, "--data", "discs", **numbers)
     assert done == [
-        "dense seed 0 multitask", "figure fig1_iterative_pruning", "figure fig5_claims",
-        "prune energy seed 0 iterative", "retrain energy seed 0 level 0 scratch",
+        "dense seed 0 multitask",
+        "figure fig1_iterative_pruning",
+        "figure fig5_claims",
+        "prune energy seed 0 iterative",
+        "retrain energy seed 0 level 0 scratch",
     ]
     place = repository / "figures" / "smoke-discs-custom"
     metrics = {"depth.relative_error", "edges.accuracy"}
@@ -383,19 +417,34 @@ EDITS = {
     "criteria/taylor.py": {"prune taylor", "retrain taylor"},
     "criteria/cosprune.py": PRUNED,  # every pruning run observes its cosines
     "criteria/random.py": set(),
-    "backbones/vgg16_bn.py": ALL, "backbones/_vgg.py": ALL, "backbones/resnet18.py": set(),
-    "datasets/rooms.py": ALL, "datasets/_reading.py": ALL, "datasets/multifashion.py": set(),
-    "tasks/depth.py": ALL, "tasks/classification.py": set(),
-    "schedules/fixed.py": PRUNED, "schedules/geometric.py": set(),
-    "weightings/equal.py": ALL, "weightings/dwa.py": set(),
-    "rankings/global.py": PRUNED, "rankings/lamp.py": set(), "criteria/_shared.py": PRUNED,
+    "backbones/vgg16_bn.py": ALL,
+    "backbones/_vgg.py": ALL,
+    "backbones/resnet18.py": set(),
+    "datasets/rooms.py": ALL,
+    "datasets/_reading.py": ALL,
+    "datasets/multifashion.py": set(),
+    "tasks/depth.py": ALL,
+    "tasks/classification.py": set(),
+    "schedules/fixed.py": PRUNED,
+    "schedules/geometric.py": set(),
+    "weightings/equal.py": ALL,
+    "weightings/dwa.py": set(),
+    "rankings/global.py": PRUNED,
+    "rankings/lamp.py": set(),
+    "criteria/_shared.py": PRUNED,
     # The grid, which figures read, knows the stages.
     "stages/retrain.py": {"retrain taylor", "retrain energy"} | FIGURES,
-    "stages/prune.py": PRUNED | FIGURES, "stages/dense.py": ALL | FIGURES,
+    "stages/prune.py": PRUNED | FIGURES,
+    "stages/dense.py": ALL | FIGURES,
     "stages/tune.py": FIGURES,
-    "study/figures.py": FIGURES, "study/claims.py": FIGURES, "study/statistics.py": FIGURES,
-    "study/profiles.py": FIGURES, "study/execute.py": set(), "run/launch.py": set(),
-    "registry.py": set(), "files.py": set(),
+    "study/figures.py": FIGURES,
+    "study/claims.py": FIGURES,
+    "study/statistics.py": FIGURES,
+    "study/profiles.py": FIGURES,
+    "study/execute.py": set(),
+    "run/launch.py": set(),
+    "registry.py": set(),
+    "files.py": set(),
 }
 
 

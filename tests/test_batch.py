@@ -19,9 +19,7 @@ import pytest
 
 from mtprune_utils.files import PROJECT
 from mtprune_utils.run import launch
-from mtprune_utils.run.notebook import (
-    NotebookError, check_parameters, execute, notebook_parameters,
-)
+from mtprune_utils.run.notebook import NotebookError, check_parameters, execute, notebook_parameters
 from mtprune_utils.study import store
 
 PARAMETERS = """\
@@ -65,9 +63,12 @@ def here(tmp_path, monkeypatch):
 
 # --- parameters ---
 
+
 def test_parameters_are_read_with_type_and_default(here):
     assert notebook_parameters(write_notebook(here / "nb.ipynb")) == {
-        "word": (str, "a # b"), "number": (int, 3), "rate": (float, 0.5),
+        "word": (str, "a # b"),
+        "number": (int, 3),
+        "rate": (float, 0.5),
     }
 
 
@@ -129,10 +130,16 @@ def test_whole_number_is_taken_for_a_float(here):
 
 # --- one notebook ---
 
+
 def test_good_run_through_the_command_line(here):
     write_notebook(here / "nb.ipynb", GOOD, "")
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "done/out.ipynb",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
+        "nb.ipynb",
+        "done/out.ipynb",
     ]
     result = subprocess.run(
         [*command, "-p", "number", "7", "--expect", "out.txt"], capture_output=True, text=True
@@ -174,7 +181,12 @@ def test_what_a_notebook_warns_of_is_said_on_the_terminal(here, capsys):
 def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
     write_notebook(here / "nb.ipynb", GOOD.replace('"out.txt"', 'f"{number}.txt"'))
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
+        "nb.ipynb",
+        "out.ipynb",
     ]
     runs = [
         subprocess.Popen([*command, "-p", "number", str(i), "--expect", f"{i}.txt"])
@@ -190,9 +202,9 @@ def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
 def test_kernel_ends_with_its_runner(here, signum):
     sleep = 'import os, time\nopen("pid", "w").write(str(os.getpid()))\ntime.sleep(600)'
     write_notebook(here / "nb.ipynb", sleep)
-    runner = subprocess.Popen([
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
-    ])
+    runner = subprocess.Popen(
+        [sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb"]
+    )
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     runner.send_signal(signum)
     assert runner.wait(timeout=100) != 0
@@ -248,9 +260,14 @@ def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
     others = ("XDG_", "JUPYTER_")
     kept = {name: text for name, text in os.environ.items() if not name.startswith(others)}
     environment = kept | {
-        "HOME": str(here / home), "JUPYTER_PREFER_ENV_PATH": "0", "MPLBACKEND": "Agg",
-        "IPYTHONDIR": str(here / "ipython"), "PYTHONSTARTUP": "startup.py",
-        "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",
+        "HOME": str(here / home),
+        "JUPYTER_PREFER_ENV_PATH": "0",
+        "MPLBACKEND": "Agg",
+        "IPYTHONDIR": str(here / "ipython"),
+        "PYTHONSTARTUP": "startup.py",
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
         "MPLCONFIGDIR": matplotlib.get_cachedir(),  # its list of fonts takes seconds to make
     }
     cell = SURROUNDINGS_CELL.replace("EXECUTABLE", repr(sys.executable))
@@ -259,7 +276,12 @@ def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
     notebook.metadata.kernelspec = {"name": "py39_torch", "display_name": "py39_torch"}
     nbformat.write(notebook, path)
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
+        "nb.ipynb",
+        "out.ipynb",
     ]
     result = subprocess.run([*command, "--expect", "ü.txt"], capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr
@@ -296,11 +318,27 @@ def test_locks_of_gpus_follow_no_link_and_any_name_has_one(monkeypatch, tmp_path
 
 # --- make ---
 
-@pytest.mark.parametrize("value", [
-    "a b", "it's", 'a"b', "$HOME", "a$b", "1; touch PLACE", "`touch PLACE`", "$(touch PLACE)",
-    "$(shell touch PLACE)", '"; touch PLACE; "', "'; touch PLACE; '", "#1", "~/data",
-    "line\nümlaut", '{"x": "$(HOME)"}',
-])
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "a b",
+        "it's",
+        'a"b',
+        "$HOME",
+        "a$b",
+        "1; touch PLACE",
+        "`touch PLACE`",
+        "$(touch PLACE)",
+        "$(shell touch PLACE)",
+        '"; touch PLACE; "',
+        "'; touch PLACE; '",
+        "#1",
+        "~/data",
+        "line\nümlaut",
+        '{"x": "$(HOME)"}',
+    ],
+)
 def test_make_passes_values_on_as_they_are(value, tmp_path):
     value = value.replace("PLACE", str(tmp_path / "executed"))
     (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
@@ -316,10 +354,16 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
 
 # --- what jobs tell the launcher ---
 
-@pytest.mark.parametrize("line", [
-    'mtprune: {"job": "x", "event": "done", "seconds": 1}\n', "dense  many\n",
-    "    output: /data/mtprune: {x}/done.json\n", f"    output: /data/{launch.EVENT}x/a\n",
-])
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'mtprune: {"job": "x", "event": "done", "seconds": 1}\n',
+        "dense  many\n",
+        "    output: /data/mtprune: {x}/done.json\n",
+        f"    output: /data/{launch.EVENT}x/a\n",
+    ],
+)
 def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
     progress = launch.Progress(tmp_path / "timings.csv", "here")
     before = dict(vars(progress))
@@ -427,7 +471,7 @@ def __getattr__(name):
 STUBS = {  # the copy needs no torch, which takes seconds to import
     **dict.fromkeys(
         ("core/iterative", "core/model", "core/evaluation", "core/data", "stages/_training"),
-        ANYTHING
+        ANYTHING,
     ),
     "core/trainer": ANYTHING,
     "core/task": f"{ANYTHING}\n\ndef channels(tasks):\n    return {{}}\n",
@@ -440,8 +484,11 @@ STUBS = {  # the copy needs no torch, which takes seconds to import
 def finished_repository(tmp_path_factory):
     """A copy in which the batch has run once, and what it said."""
     repository = tmp_path_factory.mktemp("finished") / "repository"
-    shutil.copytree(PROJECT / "mtprune_utils", repository / "mtprune_utils",
-                    ignore=shutil.ignore_patterns("rooms_v*", "__pycache__"))
+    shutil.copytree(
+        PROJECT / "mtprune_utils",
+        repository / "mtprune_utils",
+        ignore=shutil.ignore_patterns("rooms_v*", "__pycache__"),
+    )
     for name, stub in STUBS.items():
         (repository / "mtprune_utils" / f"{name}.py").write_text(stub)
     shutil.copy(PROJECT / "Snakefile", repository)
@@ -467,13 +514,24 @@ def repository(finished_repository, tmp_path):
 def launcher(repository, environment=None, **overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
-        "--overrides", overrides,
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "figures",
+        "--profile",
+        "smoke",
+        "--overrides",
+        overrides,
     ]
     environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels', too
     return subprocess.Popen(
-        command, cwd=repository, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        command,
+        cwd=repository,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
 
 
 def finish_batch(repository, environment=None, **overrides):
@@ -521,8 +579,11 @@ def test_batch_makes_every_figure_and_says_so(finished_repository):
     assert "figures/smoke-custom/fig1_iterative_pruning.png" in output
     assert str(repository) not in output
     for figure in (
-        "fig1_iterative_pruning", "fig2_layer_widths", "fig3_retrained_from_scratch",
-        "fig4_speedup", "fig5_claims",
+        "fig1_iterative_pruning",
+        "fig2_layer_widths",
+        "fig3_retrained_from_scratch",
+        "fig4_speedup",
+        "fig5_claims",
     ):
         suffixes = {file.suffix for file in repository.glob(f"figures/smoke-custom/{figure}.*")}
         assert suffixes == {".png", ".pdf", ".csv", ".json"}
@@ -544,11 +605,14 @@ def test_a_batch_needs_no_user_name_no_home_no_locale_and_no_plain_path(reposito
     assert "3 jobs to do, 5 finished earlier" in result.stdout
 
 
-@pytest.mark.parametrize("setting, message", [
-    ("profle=smoke", "unknown setting 'profle': did you mean 'profile'?"),
-    ("profile=smok", "unknown profile 'smok': did you mean 'smoke'?"),
-    ("data=room", "unknown data set 'room'"),
-])
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("profle=smoke", "unknown setting 'profle': did you mean 'profile'?"),
+        ("profile=smok", "unknown profile 'smok': did you mean 'smoke'?"),
+        ("data=room", "unknown data set 'room'"),
+    ],
+)
 def test_snakemake_by_hand_refuses_what_the_launcher_refuses(repository, setting, message):
     command = [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", "--config", setting]
     result = subprocess.run(command, cwd=repository, capture_output=True, text=True)

@@ -10,7 +10,10 @@ from mtprune_utils.files import PROJECT
 from mtprune_utils.study.profiles import get_profile
 
 SMOKE = {
-    "train_images": None, "batch_size": 4, "prune.prune_interval": 2, "prune.filters_per_step": 200,
+    "train_images": None,
+    "batch_size": 4,
+    "prune.prune_interval": 2,
+    "prune.filters_per_step": 200,
 }
 
 
@@ -73,10 +76,15 @@ def test_the_step_by_hand_does_the_work_of_a_scored_one(benchmark, batched):
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("name, words", [
-    ("ratios", "--rounds 0"), ("throughput", "--profile smok"),
-    ("throughput", "--criterion tailor"), ("scores", "--seeds 0"),
-])
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("ratios", "--rounds 0"),
+        ("throughput", "--profile smok"),
+        ("throughput", "--criterion tailor"),
+        ("scores", "--seeds 0"),
+    ],
+)
 def test_wrong_input_is_refused_before_anything_is_measured(
     benchmark, monkeypatch, capsys, name, words
 ):

@@ -21,7 +21,7 @@ def scanned(scores, floor, multiple, bound, losses):
         for count in range(1, len(score) - floor + 1):
             if (len(score) - count) % multiple:
                 continue
-            tried = [*chosen[:i], sorted(order[:count]), *chosen[i + 1:]]
+            tried = [*chosen[:i], sorted(order[:count]), *chosen[i + 1 :]]
             after = losses(tried)
             if max((after[task] - base[task]) / base[task] for task in base) > bound:
                 break
@@ -39,15 +39,23 @@ def test_the_choice_is_that_of_a_plain_loop_and_takes_few_evaluations(bound, flo
         scores = [torch.rand(width, generator=generator) for width in widths]
         if case % 2:
             scores = [(3 * score).round() for score in scores]  # ties
-        costs = {task: [torch.rand(width, generator=generator) / 10 for width in widths]
-                 for task in ("one", "two")}
+        costs = {
+            task: [torch.rand(width, generator=generator) / 10 for width in widths]
+            for task in ("one", "two")
+        }
         calls = []
 
         def losses(chosen, costs=costs, calls=calls):
             calls.append(1)
-            return {task: 1 + sum(float(cost[torch.as_tensor(units)].sum())
-                                  for cost, units in zip(of, chosen) if len(units))
-                    for task, of in costs.items()}
+            return {
+                task: 1
+                + sum(
+                    float(cost[torch.as_tensor(units)].sum())
+                    for cost, units in zip(of, chosen)
+                    if len(units)
+                )
+                for task, of in costs.items()
+            }
 
         found = within_bound(scores, floor, multiple, bound, losses)
         assert len(calls) <= 1 + sum(width.bit_length() for width in widths)
@@ -94,15 +102,24 @@ def test_where_nothing_fits_nothing_goes_and_without_a_bound_all_but_the_floor()
     assert set(pruner.widths().values()) == {4}
 
 
-@pytest.mark.parametrize("given, message", [
-    ({"growth": 0.1}, "growth is of losses: give both"),
-    ({"filters": 3, "losses": validation}, "growth is of losses: give both"),
-    ({"growth": 0.1, "macs": 0.5, "losses": validation}, "latency or growth: one of them"),
-    ({"growth": -1, "losses": validation}, "growth is a share from 0, got -1"),
-    ({"growth": 0.1, "losses": {"a": 1.0}}, "losses must be a function of the network, got a dict"),
-    ({"growth": 0.1, "losses": lambda model: 1.0}, "losses must return a dictionary, .*, got 1.0"),
-    ({"growth": 0.1, "losses": lambda model: {}}, "losses must return a dictionary"),
-])
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"growth": 0.1}, "growth is of losses: give both"),
+        ({"filters": 3, "losses": validation}, "growth is of losses: give both"),
+        ({"growth": 0.1, "macs": 0.5, "losses": validation}, "latency or growth: one of them"),
+        ({"growth": -1, "losses": validation}, "growth is a share from 0, got -1"),
+        (
+            {"growth": 0.1, "losses": {"a": 1.0}},
+            "losses must be a function of the network, got a dict",
+        ),
+        (
+            {"growth": 0.1, "losses": lambda model: 1.0},
+            "losses must return a dictionary, .*, got 1.0",
+        ),
+        ({"growth": 0.1, "losses": lambda model: {}}, "losses must return a dictionary"),
+    ],
+)
 def test_what_makes_no_bound_is_one_line(given, message):
     pruner = scored(chain())
     before = pruner.widths()

@@ -9,7 +9,9 @@ import nbformat
 import pytest
 from selenium import webdriver
 from selenium.common.exceptions import (
-    ElementClickInterceptedException, NoSuchElementException, StaleElementReferenceException,
+    ElementClickInterceptedException,
+    NoSuchElementException,
+    StaleElementReferenceException,
 )
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -32,7 +34,10 @@ def browser(tmp_path):
     options.binary_location = CHROMIUM
     profile = f"--user-data-dir={tmp_path / 'browser'}"
     for argument in (
-        "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--window-size=1400,1000",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
         profile,
     ):
         options.add_argument(argument)
@@ -68,7 +73,9 @@ def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
     notebook, address = lab
     browser.get(address)
     redrawn = (
-        NoSuchElementException, StaleElementReferenceException, ElementClickInterceptedException,
+        NoSuchElementException,
+        StaleElementReferenceException,
+        ElementClickInterceptedException,
     )
     patient = WebDriverWait(browser, 120, ignored_exceptions=redrawn)
 
@@ -77,6 +84,7 @@ def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
             items = browser.find_elements(By.CSS_SELECTOR, selector)
             item = next((item for item in items if text in item.text), None)
             return item and (item.click() or True)
+
         patient.until(clicked)
 
     patient.until(lambda _: browser.find_elements(By.CSS_SELECTOR, ".jp-Notebook .jp-CodeCell"))

@@ -17,9 +17,16 @@ from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.study.execute import execute
 
 PROFILE = Profile(
-    "tiny", image_height=32, crop=32, scale=(0.75, 1.0), batch_size=8, backbone="vgg16_bn",
-    stride=8, head_width=8,
-    dense=Optimization(steps=9, evaluations=3), sizes=(0.7,),
+    "tiny",
+    image_height=32,
+    crop=32,
+    scale=(0.75, 1.0),
+    batch_size=8,
+    backbone="vgg16_bn",
+    stride=8,
+    head_width=8,
+    dense=Optimization(steps=9, evaluations=3),
+    sizes=(0.7,),
     prune=Pruning(lr=1e-3, prune_interval=3, filters_per_step=25, cosine_batches=2),
 )
 
@@ -56,7 +63,12 @@ def pruned(criterion):
         torch.manual_seed(5)
         model = build(architecture, 0)
         results = iterative.prune_iteratively(
-            model, dataset, PROFILE, PROFILE.prune, criterion, 0,
+            model,
+            dataset,
+            PROFILE,
+            PROFILE.prune,
+            criterion,
+            0,
             measure=lambda model: evaluation.evaluate_with_recalibrated_bn(
                 model, dataset, dataset.test, PROFILE
             ),
@@ -105,7 +117,9 @@ def test_each_part_of_the_state_matters(part, with_dropout, dataset, tmp_path, m
         torch.rand(3)
         fresh = self.state()
         keys = {
-            "weights": ["model"], "optimizer": ["optimizer"], "order": ["generator", "batches"],
+            "weights": ["model"],
+            "optimizer": ["optimizer"],
+            "order": ["generator", "batches"],
             "random numbers": ["random"],
         }
         restore(self, state | {key: fresh[key] for key in keys.get(part, [])})
@@ -129,7 +143,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(with_dropout, dataset,
     checkpoints = StopsAfter(tmp_path)
     again, _ = dense(with_dropout, dataset, checkpoints)
     assert checkpoints.said == [
-        f"{newer.name} is damaged: going back to the checkpoint before it", "going on after step 5",
+        f"{newer.name} is damaged: going back to the checkpoint before it",
+        "going on after step 5",
     ]
     assert again == results
 
@@ -177,9 +192,10 @@ def test_a_checkpoint_with_a_senseless_state_is_named(state, tmp_path, monkeypat
     assert run.done
 
 
-@pytest.mark.parametrize("seed, arm, overrides", [
-    (0, "multitask", {}), (1, "depth", {}), (1, "multitask", {"dense.lr": 0.1}),
-])
+@pytest.mark.parametrize(
+    "seed, arm, overrides",
+    [(0, "multitask", {}), (1, "depth", {}), (1, "multitask", {"dense.lr": 0.1})],
+)
 def test_a_checkpoint_of_another_run_is_not_used_and_that_is_said(seed, arm, overrides, tmp_path):
     own = test_runs.experiment(tmp_path, checkpoint_seconds=0).dense(1)
     foreign = test_runs.experiment(tmp_path, checkpoint_seconds=0, **overrides).dense(seed, arm)
@@ -199,7 +215,8 @@ def test_two_checkpoints_are_kept_and_the_time_adds_up(tmp_path):
     for step in range(5):
         checkpoints.keep(step, dict)
     assert [path.name.split("-")[0] for path in sorted(tmp_path.iterdir())] == [
-        "step000000003", "step000000004",
+        "step000000003",
+        "step000000004",
     ]
     later = StopsAfter(tmp_path)
     later.load()
@@ -213,7 +230,10 @@ def test_a_state_is_a_tree_whose_strides_survive(tmp_path):
     state = {
         "numbers": [1, 2.5, math.inf, None, True, "text"],
         3: {"scalar": torch.tensor(7.0), "empty": torch.empty(0)},
-        "image": image, "plain": torch.rand(2, 3, 4, 5), "none": {}, "words": torch.tensor([2**60]),
+        "image": image,
+        "plain": torch.rand(2, 3, 4, 5),
+        "none": {},
+        "words": torch.tensor([2**60]),
     }
     (tmp_path / "state").write_bytes(pack(state))
     back = unpack(tmp_path / "state")
@@ -257,7 +277,12 @@ def test_a_broken_state_is_never_kept(with_dropout, dataset, tmp_path):
             trainer.Diverged, match="the loss of depth is nan at step 5: lower the learning rate"
         ):
             trainer.train(
-                model, dataset, PROFILE, PROFILE.dense, 0, lambda line: None,
+                model,
+                dataset,
+                PROFILE,
+                PROFILE.dense,
+                0,
+                lambda line: None,
                 checkpoints=checkpoints,
             )
     assert StopsAfter(tmp_path).load()["trainer"]["step"] == 4

@@ -21,7 +21,8 @@ from mtprune_utils.study.profiles import get_profile
 SEEDS = range(5)
 TASKS = ("segmentation", "depth", "normals")
 ENDPOINTS = {
-    "segmentation": "segmentation.miou", "depth": "depth.relative_error",
+    "segmentation": "segmentation.miou",
+    "depth": "depth.relative_error",
     "normals": "normals.mean_angle",
 }
 PRIOR, DENSE = (
@@ -48,51 +49,70 @@ def made_up(kept) -> dict[str, pd.DataFrame]:
     noise = np.random.default_rng(0).normal(0, 0.01, 5)
     noise -= noise.mean()
     names = (
-        "dense_evaluations", "dense_trivial", "dense_curve", "prune_evaluations",
-        "retrain_evaluations", "retrain_curve",
+        "dense_evaluations",
+        "dense_trivial",
+        "dense_curve",
+        "prune_evaluations",
+        "retrain_evaluations",
+        "retrain_curve",
     )
     rows = {name: [] for name in names}
     for seed in SEEDS:
         for arm in ("multitask", *TASKS):
             cell = {"criterion": None, "seed": seed, "level": None, "arm": arm}
             size = {"parameters": 100_000, "macs": 10**6, "widths": "64 64"}
-            rows["dense_evaluations"].append({
-                **cell, **size, **metrics(kept("dense", arm, None, None), 0),
-            })
+            rows["dense_evaluations"].append(
+                {**cell, **size, **metrics(kept("dense", arm, None, None), 0)}
+            )
         cell["arm"] = "multitask"
         rows["dense_trivial"].append({**cell, "predictor": "position prior", **metrics(0, 0)})
         rows["dense_curve"] += [{**cell, "step": step, **metrics(1, 0)} for step in (1, 2)]
         for arm in ("iterative", "cosine_rate", "geometric"):
             for criterion in ("taylor", "cosprune", "random"):
-                for removal, (level, parameters) in enumerate([
-                    (None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000),
-                ]):
+                for removal, (level, parameters) in enumerate(
+                    [(None, 100_000), (0, SIZES[0]), (1, SIZES[1] + 50), (2, 5000)]
+                ):
                     share = 1.0 if level is None else kept("prune", arm, criterion, level)
-                    rows["prune_evaluations"].append({
-                        "criterion": criterion, "seed": seed, "level": None, "arm": arm,
-                        "removal": removal, "phase": "recovered",
-                        "target_level": level if level in (0, 1) else None, "step": 100 * removal,
-                        "macs": 10 * parameters,
-                        "parameters": parameters, "widths": f"{criterion} {parameters}",
-                        **metrics(share, noise[seed]),
-                    })
+                    rows["prune_evaluations"].append(
+                        {
+                            "criterion": criterion,
+                            "seed": seed,
+                            "level": None,
+                            "arm": arm,
+                            "removal": removal,
+                            "phase": "recovered",
+                            "target_level": level if level in (0, 1) else None,
+                            "step": 100 * removal,
+                            "macs": 10 * parameters,
+                            "parameters": parameters,
+                            "widths": f"{criterion} {parameters}",
+                            **metrics(share, noise[seed]),
+                        }
+                    )
         for arm in ("scratch", "scratch_longer", "finetune"):
             for criterion in ("taylor", "cosprune", "random", "uniform"):
                 for level, parameters in enumerate(SIZES):
                     cell = {"criterion": criterion, "seed": seed, "level": level, "arm": arm}
-                    found = {"parameters": parameters, "macs": 10 * parameters, "steps": 100_000,
-                             "widths": f"{criterion} {parameters}"}
+                    found = {
+                        "parameters": parameters,
+                        "macs": 10 * parameters,
+                        "steps": 100_000,
+                        "widths": f"{criterion} {parameters}",
+                    }
                     share = kept("retrain", arm, criterion, level)
-                    rows["retrain_evaluations"].append({
-                        **cell, **found, **metrics(share, noise[-seed]),
-                    })
+                    rows["retrain_evaluations"].append(
+                        {**cell, **found, **metrics(share, noise[-seed])}
+                    )
                     for step in (1, 2):
                         rows["retrain_curve"].append({**cell, "step": step, **metrics(share, 0)})
     return {name: pd.DataFrame(table) for name, table in rows.items()}
 
 
 SETTINGS = {
-    "seeds": 5, "controls.seeds": 5, "controls.levels": [0, 1], "sizes": [0.3, 0.1],
+    "seeds": 5,
+    "controls.seeds": 5,
+    "controls.levels": [0, 1],
+    "sizes": [0.3, 0.1],
     "tuning.trials": 16,
 }
 
@@ -142,21 +162,36 @@ def test_what_the_paper_says_is_agreed_with_where_the_tables_say_so():
     assert controls["outcome"].tolist() == ["different", "different", "differ, size open"]
 
 
-@pytest.mark.parametrize("claim, outcome, condition, share", [
-    ("2", "different", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.4),
-    ("2 literal", "differs", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.75),
-    (
-        "2 longer", "different", lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"),
-        0.5,
-    ),
-    ("2 finetune", "different", lambda stage, arm, c, r: (arm, c) == ("finetune", "taylor"), 0.2),
-    ("2i", "different", lambda stage, arm, c, r: (stage, c) == ("prune", "taylor"), 0.2),
-    ("3", "above half", lambda stage, arm, c, r: (arm, r) == ("iterative", 2), 0.8),
-    ("4", "worse", lambda stage, arm, c, r: arm == "iterative" and r in (0, 1), 0.95),
-    ("4 compute", "worse", lambda stage, arm, c, r: arm == "scratch_longer", 0.3),
-    ("4 finetune", "worse", lambda stage, arm, c, r: arm == "finetune", 0.95),
-    ("4 longer", "mixed", lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"), 0.3),
-])
+@pytest.mark.parametrize(
+    "claim, outcome, condition, share",
+    [
+        ("2", "different", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.4),
+        ("2 literal", "differs", lambda stage, arm, c, r: (arm, c) == ("scratch", "taylor"), 0.75),
+        (
+            "2 longer",
+            "different",
+            lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"),
+            0.5,
+        ),
+        (
+            "2 finetune",
+            "different",
+            lambda stage, arm, c, r: (arm, c) == ("finetune", "taylor"),
+            0.2,
+        ),
+        ("2i", "different", lambda stage, arm, c, r: (stage, c) == ("prune", "taylor"), 0.2),
+        ("3", "above half", lambda stage, arm, c, r: (arm, r) == ("iterative", 2), 0.8),
+        ("4", "worse", lambda stage, arm, c, r: arm == "iterative" and r in (0, 1), 0.95),
+        ("4 compute", "worse", lambda stage, arm, c, r: arm == "scratch_longer", 0.3),
+        ("4 finetune", "worse", lambda stage, arm, c, r: arm == "finetune", 0.95),
+        (
+            "4 longer",
+            "mixed",
+            lambda stage, arm, c, r: (arm, c) == ("scratch_longer", "taylor"),
+            0.3,
+        ),
+    ],
+)
 def test_each_claim_is_disagreed_with_where_the_tables_say_otherwise(
     claim, outcome, condition, share
 ):
@@ -164,17 +199,37 @@ def test_each_claim_is_disagreed_with_where_the_tables_say_otherwise(
     assert (found["outcome"], found["paper"]) == (outcome, "disagrees")
 
 
-@pytest.mark.parametrize("claim, outcome, condition, share", [
-    ("1 strict", "worse", lambda stage, arm, c, r: stage == "dense" and arm != "multitask", 1.3),
-    ("2 vs uniform", "different", lambda stage, arm, c, r: c == "uniform", 0.99),
-    (
-        "2 vs random", "equivalent", lambda stage, arm, c, r: (stage, c) == ("retrain", "random"),
-        0.8,
-    ),
-    ("2i vs random", "different", lambda stage, arm, c, r: (stage, c) == ("prune", "random"), 0.95),
-    ("3 geometric", "above half", lambda stage, arm, c, r: (arm, r) == ("geometric", 2), 0.8),
-    ("3 cosine_rate", "above half", lambda stage, arm, c, r: (arm, r) == ("cosine_rate", 2), 0.8),
-])
+@pytest.mark.parametrize(
+    "claim, outcome, condition, share",
+    [
+        (
+            "1 strict",
+            "worse",
+            lambda stage, arm, c, r: stage == "dense" and arm != "multitask",
+            1.3,
+        ),
+        ("2 vs uniform", "different", lambda stage, arm, c, r: c == "uniform", 0.99),
+        (
+            "2 vs random",
+            "equivalent",
+            lambda stage, arm, c, r: (stage, c) == ("retrain", "random"),
+            0.8,
+        ),
+        (
+            "2i vs random",
+            "different",
+            lambda stage, arm, c, r: (stage, c) == ("prune", "random"),
+            0.95,
+        ),
+        ("3 geometric", "above half", lambda stage, arm, c, r: (arm, r) == ("geometric", 2), 0.8),
+        (
+            "3 cosine_rate",
+            "above half",
+            lambda stage, arm, c, r: (arm, r) == ("cosine_rate", 2),
+            0.8,
+        ),
+    ],
+)
 def test_what_the_paper_does_not_claim_has_an_outcome_and_no_verdict(
     claim, outcome, condition, share
 ):
@@ -183,6 +238,7 @@ def test_what_the_paper_does_not_claim_has_an_outcome_and_no_verdict(
 
 
 # --- the cell is the unit ---
+
 
 def opposite(stage, arm, criterion, level):
     """CosPrune is ahead of Taylor at one size by as much as it is behind at the other."""
@@ -241,13 +297,17 @@ def test_a_cell_has_the_seeds_that_have_both_sides():
     assert cells["2"].groupby("size")["seeds"].first().to_dict() == {"10%": 3, "30%": 4}
     by = cells["4"].groupby(["criterion", "size"])["seeds"].first()
     assert by.to_dict() == {
-        ("cosprune", "10%"): 4, ("cosprune", "30%"): 5, ("taylor", "10%"): 3, ("taylor", "30%"): 4,
+        ("cosprune", "10%"): 4,
+        ("cosprune", "30%"): 5,
+        ("taylor", "10%"): 3,
+        ("taylor", "30%"): 4,
     }
     row = table1(of).loc["2"]
     assert (row["seeds"], row["seeds_most"]) == (3, 4)
 
 
 # --- equal MACs ---
+
 
 def test_at_equal_macs_the_smaller_pruning_run_is_read_where_it_had_as_many():
     of = evidence(lambda *cell: {0: 0.7, 1: 0.5, 2: 0.2}[cell[3]] if cell[0] == "prune" else 1.0)
@@ -277,6 +337,7 @@ def test_re_trained_networks_of_other_macs_are_left_out_and_that_is_said():
 
 
 # --- claim 1 ---
+
 
 def test_claim_1_is_about_what_is_saved_and_says_at_which_price():
     def better_singles(stage, arm, criterion, level):
@@ -317,6 +378,7 @@ def test_the_premise_counts_the_backbone_of_every_single_task_network():
 
 # --- claim 4: who was not at the end of its training ---
 
+
 def paper_on(claim, kept=as_the_paper_says, **tables):
     base = evidence(kept)
     row = table1(claims.Evidence(base.experiment, base.tables | tables)).loc[claim]
@@ -346,6 +408,7 @@ def test_unfinished_re_training_cannot_block_better_but_blocks_worse():
 
 def test_an_arm_that_more_steps_bring_further_was_not_at_its_end():
     """0.11 ahead with more steps, by a margin of 0.1: a flat end of the curve proves nothing."""
+
     def kept(*cell):
         if cell[1] == "finetune":
             return 0.95
@@ -404,6 +467,7 @@ def test_the_decisive_contrast_tells_the_steps_in_all_of_both_sides():
 
 
 # --- what leaves a claim open ---
+
 
 def test_claim_2_is_about_tuned_networks_and_says_what_decides_it():
     untuned = verdicts(as_the_paper_says, **{"tuning.trials": 0})
@@ -504,9 +568,9 @@ def test_equal_arms_with_independent_noise_are_seldom_told_apart():
 
 
 def test_the_collapse_table_counts_seeds_and_censors():
-    found = claims.collapses(evidence(as_the_paper_says)).set_index([
-        "criterion", "schedule", "task",
-    ])
+    found = claims.collapses(evidence(as_the_paper_says)).set_index(
+        ["criterion", "schedule", "task"]
+    )
     assert (found["seeds"] == 5).all()
     assert found.loc[("taylor", "geometric", "depth"), "collapsed"] == 5
     assert found.loc[("random", "iterative", "depth"), "median_parameters"] == SIZES[1] + 50

@@ -27,6 +27,7 @@ def values(means, seeds=3, sd=0.05, seed=0):
 
 # --- Tukey's intervals ---
 
+
 def test_intervals_of_a_table_in_a_textbook():
     """q(0.05; 3 means, 12) is 3.77, in any table of the studentized range."""
     table = values([0.0, 0.1, 0.2], seeds=7)
@@ -49,9 +50,10 @@ def test_without_differences_one_comparison_in_twenty_finds_any():
 def test_a_seeds_own_level_makes_no_interval_wider():
     table = values([0.0, 0.5, 1.0])
     shifted = table.add(np.array([0.0, 10.0, -20.0]), axis=0)
-    widths = [(found["high"] - found["low"]).to_numpy() for found in map(
-        stats.tukey_intervals, (table, shifted)
-    )]
+    widths = [
+        (found["high"] - found["low"]).to_numpy()
+        for found in map(stats.tukey_intervals, (table, shifted))
+    ]
     np.testing.assert_allclose(*widths)
 
 
@@ -67,23 +69,34 @@ def test_an_arm_that_lacks_a_seed_has_no_interval_and_leaves_the_others_theirs()
 
 # --- what is held against what ---
 
+
 def row(arm, criterion, level, task, low, high, family="finetune"):
     return {
-        "family": family, "level": level, "task": task, "arm": arm, "criterion": criterion,
-        "mean": (low + high) / 2, "sd": 0.1, "low": low, "high": high, "seeds": 3,
+        "family": family,
+        "level": level,
+        "task": task,
+        "arm": arm,
+        "criterion": criterion,
+        "mean": (low + high) / 2,
+        "sd": 0.1,
+        "low": low,
+        "high": high,
+        "seeds": 3,
     }
 
 
-TABLE = pd.DataFrame([
-    *(row("finetune", "random", level, "depth", 0.4, 0.5) for level in range(3)),
-    row("finetune", "taylor", 0, "depth", 0.6, 0.7),
-    row("finetune", "taylor", 1, "depth", 0.3, 0.35),
-    row("finetune", "taylor", 2, "depth", 0.5, 0.6),
-    row(FINETUNE_SHUFFLED, "taylor", 0, "depth", 0.65, 0.75),
-    row(FINETUNE_SHUFFLED, "taylor", 1, "depth", 0.1, 0.2),
-    row("scratch", "uniform", 0, "depth", 0.1, 0.2, "scratch"),
-    row("scratch", "random", 0, "depth", 0.3, 0.4, "scratch"),
-])
+TABLE = pd.DataFrame(
+    [
+        *(row("finetune", "random", level, "depth", 0.4, 0.5) for level in range(3)),
+        row("finetune", "taylor", 0, "depth", 0.6, 0.7),
+        row("finetune", "taylor", 1, "depth", 0.3, 0.35),
+        row("finetune", "taylor", 2, "depth", 0.5, 0.6),
+        row(FINETUNE_SHUFFLED, "taylor", 0, "depth", 0.65, 0.75),
+        row(FINETUNE_SHUFFLED, "taylor", 1, "depth", 0.1, 0.2),
+        row("scratch", "uniform", 0, "depth", 0.1, 0.2, "scratch"),
+        row("scratch", "random", 0, "depth", 0.3, 0.4, "scratch"),
+    ]
+)
 
 
 def test_cells_that_are_told_apart_are_counted_by_intervals_that_do_not_overlap():
@@ -125,6 +138,7 @@ def test_criteria_stand_in_the_order_of_what_they_read():
 
 # --- agreement ---
 
+
 def test_agreement_is_the_rank_correlation_over_all_filters_and_within_layers():
     one = [torch.tensor([0.0, 1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0, 6.0, 7.0])]
     same = agreement(one, [of.exp() for of in one])
@@ -144,6 +158,7 @@ def test_scores_that_are_all_equal_agree_with_nothing():
 
 
 # --- the grid ---
+
 
 def test_shuffled_filters_go_as_many_of_each_layer():
     scores = [torch.tensor([0.3, 0.1, 0.2]), torch.tensor([5.0, 4.0])]
@@ -172,6 +187,7 @@ def test_a_shuffled_run_starts_from_the_dense_network_and_repeats_the_criterions
     tuned = experiment.retrain("taylor", 1, 0, FINETUNE_SHUFFLED)
     shuffled = tuned.source
     assert shuffled.arm == "shuffled" and shuffled.inputs == [
-        experiment.dense(1), experiment.prune("taylor", 1)
+        experiment.dense(1),
+        experiment.prune("taylor", 1),
     ]
     assert experiment.prune("taylor", 1).replayed is None

@@ -124,6 +124,7 @@ def test_scoring_changes_nothing_but_the_scores(architecture, name):
 def test_random_is_seeded_and_l1_reads_the_weights(model):
     def draw(seed):
         return torch.cat(scores_of("random", model, torch.Generator().manual_seed(seed)).mean())
+
     assert torch.equal(draw(1), draw(1)) and not torch.equal(draw(1), draw(2))
     with torch.no_grad():
         convs(model)[2].weight[1] = 0.5

@@ -252,6 +252,7 @@ def png(array):
 
 def cells(name, change):
     """Put `change` of its bytes into the last row of a column."""
+
     def damage(table):
         column = table[name].to_pylist()
         column[-1] = change(column[-1])

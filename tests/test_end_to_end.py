@@ -19,7 +19,12 @@ def batch(tmp_path_factory):
 
     def run(*more):
         command = [
-            sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
+            sys.executable,
+            "-m",
+            "mtprune_utils.run.launch",
+            "figures",
+            "--profile",
+            "smoke",
         ]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
         return subprocess.run(
@@ -133,11 +138,15 @@ def test_one_criterion_alone_is_judged_too(batch):
     place, _ = batch
     alone = {"criteria": ["taylor"], "seeds": 1, "controls.seeds": 0}
     parameters = {
-        "runs": str(place / "runs"), "figures": str(place / "alone"),
+        "runs": str(place / "runs"),
+        "figures": str(place / "alone"),
         "overrides": json.dumps(alone),
     }
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
         "notebooks/08_judge_claims.ipynb",
     ]
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]

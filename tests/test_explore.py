@@ -17,7 +17,14 @@ from mtprune_utils.files import PROJECT
 from mtprune_utils.study import palette, views
 from mtprune_utils.study.execute import execute
 from mtprune_utils.study.explore import (
-    SMALL, Explorer, Filters, Results, as_target, pixels, saved_networks, saved_results,
+    SMALL,
+    Explorer,
+    Filters,
+    Results,
+    as_target,
+    pixels,
+    saved_networks,
+    saved_results,
 )
 from mtprune_utils.study.grid import Experiment
 from mtprune_utils.study.tables import collect
@@ -27,22 +34,28 @@ from mtprune_utils.tasks.classification import classification
 EYES = {
     "normal": np.eye(3),
     "protanopia": [
-        [0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
         [-0.003882, -0.048116, 1.051998],
     ],
     "deuteranopia": [
-        [0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
         [-0.011820, 0.042940, 0.968881],
     ],
     "tritanopia": [
-        [1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602],
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
         [0.004733, 0.691367, 0.303900],
     ],
 }
-XYZ = np.array([  # of linear sRGB
-    [0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750],
-    [0.0193339, 0.1191920, 0.9503041],
-])
+XYZ = np.array(
+    [  # of linear sRGB
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
 
 
 def linear(colours) -> np.ndarray:
@@ -66,6 +79,7 @@ def contrast(colour: str, page: str) -> float:
 
 
 # --- colours ---
+
 
 @pytest.mark.parametrize("eye", EYES)
 def test_every_eye_tells_each_two_colours_apart(eye):
@@ -102,11 +116,14 @@ def test_no_two_criteria_look_alike():
 
 # --- what there is ---
 
+
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     """Two criteria, two seeds, a handful of steps."""
     changed = SMALL | {
-        "dense.steps": 4, "prune.filters_per_step": 60, "prune.prune_interval": 2,
+        "dense.steps": 4,
+        "prune.filters_per_step": 60,
+        "prune.prune_interval": 2,
         "criteria": ["cosprune", "l1"],
     }
     folder = tmp_path_factory.mktemp("explore")
@@ -192,9 +209,11 @@ def test_pixels_without_a_target_are_transparent(results):
 
 # --- what is drawn ---
 
+
 def test_every_filter_is_a_square_and_says_what_becomes_of_it():
     filters = Filters(
-        [np.array([0, 2]), np.array([0, 1, 2])], [np.array([2.0, 1.0]), np.array([3.0, 4.0, 5.0])],
+        [np.array([0, 2]), np.array([0, 1, 2])],
+        [np.array([2.0, 1.0]), np.array([3.0, 4.0, 5.0])],
         [np.array([2]), np.array([], int)],
     )
     drawn = views.filter_map([3, 3], [2, 3], filters)
@@ -218,6 +237,7 @@ def test_the_legend_reads_the_curves_where_the_cursor_stands():
 
 
 # --- the widget ---
+
 
 def shown(explorer) -> dict[str, str]:
     plots = {f"plot {i}": plot.value for i, plot in enumerate(explorer.plots.children)}

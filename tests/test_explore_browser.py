@@ -16,7 +16,10 @@ from test_browser import browser  # noqa: F401  (a fixture)
 from test_faults import serving
 
 SHORT = {
-    "seeds": 1, "dense.steps": 8, "prune.filters_per_step": 60, "prune.prune_interval": 2,
+    "seeds": 1,
+    "dense.steps": 8,
+    "prune.filters_per_step": 60,
+    "prune.prune_interval": 2,
     "criteria": ["taylor", "l1"],
 }
 
@@ -39,10 +42,12 @@ class Page:
 
     def run_all(self) -> None:
         """Returns as the last cell has run, or one has failed."""
-        WebDriverWait(self.driver, 60).until(lambda _: self.ask(
-            "return Boolean(panel?.sessionContext) && panel.sessionContext.isReady"
-            " && panel.content.model !== null && Boolean(panel.sessionContext.session?.kernel)"
-        ))
+        WebDriverWait(self.driver, 60).until(
+            lambda _: self.ask(
+                "return Boolean(panel?.sessionContext) && panel.sessionContext.isReady"
+                " && panel.content.model !== null && Boolean(panel.sessionContext.session?.kernel)"
+            )
+        )
         assert self.ask("await app.commands.execute('notebook:run-all-cells')") is None
 
     def outputs(self) -> list[dict]:
@@ -54,7 +59,8 @@ class Page:
             "const kernel = panel.sessionContext.session.kernel; let text = '';"
             "const future = kernel.requestExecute({code: given[0], store_history: false});"
             "future.onIOPub = message => { text += message.content.text ?? '' };"
-            "await future.done; return text", code,
+            "await future.done; return text",
+            code,
         ).strip()
 
     def problems(self) -> list[str]:
@@ -69,7 +75,7 @@ class Page:
     def light(self, selector: str, colour: str) -> float:
         """How light a colour of an element is, from 0 to 255: the mean of its channels."""
         value = self.find(selector).value_of_css_property(colour)
-        channels = value[value.index("(") + 1:-1].split(",")[:3]
+        channels = value[value.index("(") + 1 : -1].split(",")[:3]
         return statistics.mean(map(float, channels))
 
     def find(self, selector: str):
@@ -82,6 +88,7 @@ def opened(browser, tmp_path):  # noqa: F811
     notebook = nbformat.read(PROJECT / "notebooks" / "14_explore_pruning.ipynb", as_version=4)
 
     with contextlib.ExitStack() as stack:
+
         def open_(*added: str, only: bool = False) -> Page:
             for cell in notebook.cells:
                 if "parameters" in cell.metadata.get("tags", []):
@@ -96,8 +103,13 @@ def opened(browser, tmp_path):  # noqa: F811
             place.parent.mkdir()
             nbformat.write(notebook, place)
             command = [
-                sys.executable, "-m", "jupyter", "lab", "--ip=localhost",
-                "--LabApp.expose_app_in_browser=True", str(place.parent),
+                sys.executable,
+                "-m",
+                "jupyter",
+                "lab",
+                "--ip=localhost",
+                "--LabApp.expose_app_in_browser=True",
+                str(place.parent),
             ]
             port, token = stack.enter_context(serving(command, tmp_path / "jupyter"))
             browser.get(f"http://localhost:{port}/lab/tree/{place.name}?token={token}")
@@ -146,8 +158,11 @@ def test_the_slider_moves_the_kernel_the_words_and_the_picture(opened):
     assert statistics.median(milliseconds) < 200  # by the kernel's clock
     for theme in ("JupyterLab Dark", "JupyterLab Light"):
         page.ask("await app.commands.execute('apputils:change-theme', {theme: given[0]})", theme)
-        patient.until(lambda _: (page.light(".jp-Notebook", "background-color") > 128)
-                      == theme.endswith("Light"))
+        patient.until(
+            lambda _: (
+                (page.light(".jp-Notebook", "background-color") > 128) == theme.endswith("Light")
+            )
+        )
         paper = page.light(".jp-Notebook", "background-color")
         for text, ink in ((".explore svg text", "fill"), (".explore .readout", "color")):
             assert abs(page.light(text, ink) - paper) > 180

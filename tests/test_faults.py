@@ -50,6 +50,7 @@ def quiet(line):
 
 # --- what is on disk ---
 
+
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "marker", "other json"])
 def test_a_damaged_result_is_noticed_and_the_run_repeated(damage, tmp_path):
     run = experiment(tmp_path).prune("taylor", 0)
@@ -157,12 +158,19 @@ def test_weights_that_cannot_be_made_again_say_what_to_delete(tmp_path):
 def test_the_command_that_makes_what_is_missing_names_all_that_was_asked_for(tmp_path):
     assert experiment(tmp_path).command.startswith("make figures PROFILE=smoke OVERRIDES='{")
     base = Experiment.open(
-        "quick", "multifashion", "/some where", str(tmp_path),
+        "quick",
+        "multifashion",
+        "/some where",
+        str(tmp_path),
         {"dense.steps": 10, "dense.evaluations": 2},
     )
     words = shlex.split(base.command)
     assert words[:5] == [
-        "make", "figures", "PROFILE=quick", "DATA=multifashion", "ROOT=/some where",
+        "make",
+        "figures",
+        "PROFILE=quick",
+        "DATA=multifashion",
+        "ROOT=/some where",
     ]
     overrides = json.loads(words[5].removeprefix("OVERRIDES="))
     assert overrides == {"dense.steps": 10, "dense.evaluations": 2} and len(words) == 6
@@ -272,6 +280,7 @@ def test_a_cache_of_an_older_loader_is_not_taken(tmp_path, monkeypatch):
 
 # --- during a run ---
 
+
 def test_a_search_without_a_single_good_trial_says_what_to_lower(tmp_path, monkeypatch):
     def diverges(*arguments):
         raise trainer.Diverged("nan")
@@ -292,6 +301,7 @@ def test_a_damaged_journal_of_a_search_is_cut_where_the_damage_begins(damage, tm
     assert journal.read_bytes() == b'{"a":1}\n' and "going on from its first 1 of" in said[0]
     tune._repair(journal, said.append)
     assert len(said) == 1
+
 
 def test_out_of_memory_says_what_to_try(tmp_path, monkeypatch):
     def train(*arguments, **more):
@@ -329,6 +339,7 @@ def test_a_loss_that_is_not_finite_names_task_step_and_the_last_good_checkpoint(
 
 # --- networks from elsewhere ---
 
+
 def header(tensors: dict, metadata: dict) -> bytes:
     text = json.dumps({"__metadata__": metadata, **tensors}).encode()
     return struct.pack("<Q", len(text)) + text
@@ -337,19 +348,34 @@ def header(tensors: dict, metadata: dict) -> bytes:
 TINY_RECORD = {"tasks": {"depth": 1}, "widths": {}, "head_width": 1}
 
 
-@pytest.mark.parametrize("content", [
-    b"", b"\x80\x04\x95" + b"a pickle" * 9, struct.pack("<Q", 2**62) + b"{}",
-    header({}, {}),
-    header({}, {"architecture": "not json"}),
-    header({}, {"architecture": json.dumps(TINY_RECORD | {"widths": {"trunk.0": 10**9}})}),
-    header({}, {"architecture": json.dumps(TINY_RECORD | {"head_width": "wide"})}),
-    header({}, {"architecture": json.dumps(TINY_RECORD | {"backbone": "__import__('os')"})}),
-    header({"trunk.0.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
-           {"architecture": json.dumps(TINY_RECORD)}),
-], ids=[
-    "empty", "pickle", "huge header", "no architecture", "no json", "huge widths", "wrong type",
-    "backbone", "huge tensor",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x80\x04\x95" + b"a pickle" * 9,
+        struct.pack("<Q", 2**62) + b"{}",
+        header({}, {}),
+        header({}, {"architecture": "not json"}),
+        header({}, {"architecture": json.dumps(TINY_RECORD | {"widths": {"trunk.0": 10**9}})}),
+        header({}, {"architecture": json.dumps(TINY_RECORD | {"head_width": "wide"})}),
+        header({}, {"architecture": json.dumps(TINY_RECORD | {"backbone": "__import__('os')"})}),
+        header(
+            {"trunk.0.weight": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}},
+            {"architecture": json.dumps(TINY_RECORD)},
+        ),
+    ],
+    ids=[
+        "empty",
+        "pickle",
+        "huge header",
+        "no architecture",
+        "no json",
+        "huge widths",
+        "wrong type",
+        "backbone",
+        "huge tensor",
+    ],
+)
 def test_a_malformed_network_is_one_clear_error(content, tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
@@ -386,38 +412,47 @@ def test_nothing_in_the_package_unpickles():
 
 # --- parameters, before a kernel starts ---
 
-@pytest.mark.parametrize("notebook, parameters, message", [
-    ("01_train_dense", {"sed": 1}, "has no parameter 'sed': did you mean 'seed'?"),
-    ("01_train_dense", {"seed": "1"}, "'seed' takes a int, got '1'"),
-    ("01_train_dense", {"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'?"),
-    *((notebook.stem, {"data": "romms"}, "unknown data set 'romms'") for notebook in NOTEBOOKS),
-    (
-        "03_retrain_from_scratch", {"data": "cityscapes", "root": "nowhere"},
-        "nowhere holds no Cityscapes: set root",
-    ),
-    ("01_train_dense", {"seed": -1}, "seed must not be negative, got -1"),
-    (
-        "02_prune_iteratively", {"overrides": {"sizes": [0.001]}},
-        "sizes: at the floor of 5 filters per layer a share of",
-    ),
-    ("01_train_dense", {"arm": "dept"}, "unknown arm 'dept': did you mean 'depth'?"),
-    ("01_train_dense", {"overrides": {"backbone": "vgg61"}}, "unknown backbone 'vgg61'"),
-    (
-        "02_prune_iteratively", {"criterion": "tailor"},
-        "unknown criterion 'tailor': did you mean 'taylor'?",
-    ),
-    ("02_prune_iteratively", {"overrides": {"prune.lr": -1.0}}, "lr must be positive"),
-    ("03_retrain_from_scratch", {"level": 7}, "level must be from 0 to 0, got 7"),
-    (
-        "03_retrain_from_scratch", {"criterion": "uniform", "arm": "finetune"},
-        "unknown arm 'finetune'",
-    ),
-    ("07_tune_optimizer", {"arm": "prun"}, "unknown arm 'prun': did you mean 'prune'?"),
-    (
-        "04_plot_fig1_iterative_pruning", {"overrides": {"crop": 96.5}},
-        "'crop' takes a int, got 96.5",
-    ),
-])
+
+@pytest.mark.parametrize(
+    "notebook, parameters, message",
+    [
+        ("01_train_dense", {"sed": 1}, "has no parameter 'sed': did you mean 'seed'?"),
+        ("01_train_dense", {"seed": "1"}, "'seed' takes a int, got '1'"),
+        ("01_train_dense", {"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'?"),
+        *((notebook.stem, {"data": "romms"}, "unknown data set 'romms'") for notebook in NOTEBOOKS),
+        (
+            "03_retrain_from_scratch",
+            {"data": "cityscapes", "root": "nowhere"},
+            "nowhere holds no Cityscapes: set root",
+        ),
+        ("01_train_dense", {"seed": -1}, "seed must not be negative, got -1"),
+        (
+            "02_prune_iteratively",
+            {"overrides": {"sizes": [0.001]}},
+            "sizes: at the floor of 5 filters per layer a share of",
+        ),
+        ("01_train_dense", {"arm": "dept"}, "unknown arm 'dept': did you mean 'depth'?"),
+        ("01_train_dense", {"overrides": {"backbone": "vgg61"}}, "unknown backbone 'vgg61'"),
+        (
+            "02_prune_iteratively",
+            {"criterion": "tailor"},
+            "unknown criterion 'tailor': did you mean 'taylor'?",
+        ),
+        ("02_prune_iteratively", {"overrides": {"prune.lr": -1.0}}, "lr must be positive"),
+        ("03_retrain_from_scratch", {"level": 7}, "level must be from 0 to 0, got 7"),
+        (
+            "03_retrain_from_scratch",
+            {"criterion": "uniform", "arm": "finetune"},
+            "unknown arm 'finetune'",
+        ),
+        ("07_tune_optimizer", {"arm": "prun"}, "unknown arm 'prun': did you mean 'prune'?"),
+        (
+            "04_plot_fig1_iterative_pruning",
+            {"overrides": {"crop": 96.5}},
+            "'crop' takes a int, got 96.5",
+        ),
+    ],
+)
 def test_a_run_that_cannot_be_is_refused_before_a_kernel_starts(notebook, parameters, message):
     with pytest.raises((ValueError, FileNotFoundError), match=re.escape(message)):
         check_run(PROJECT / "notebooks" / f"{notebook}.ipynb", parameters)
@@ -430,8 +465,14 @@ def test_every_stage_has_its_notebook_and_its_defaults_are_a_run():
 
 def test_the_command_line_refuses_it_too(tmp_path):
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook",
-        "notebooks/02_prune_iteratively.ipynb", str(tmp_path / "out.ipynb"), "-p", "criterion",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
+        "notebooks/02_prune_iteratively.ipynb",
+        str(tmp_path / "out.ipynb"),
+        "-p",
+        "criterion",
         "tailor",
     ]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
@@ -449,7 +490,8 @@ def test_papermill_itself_is_no_way_around_the_check(parameters, message, tmp_pa
 
     with pytest.raises(papermill.exceptions.PapermillExecutionError, match=message):
         papermill.execute_notebook(
-            PROJECT / "notebooks" / "01_train_dense.ipynb", tmp_path / "out.ipynb",
+            PROJECT / "notebooks" / "01_train_dense.ipynb",
+            tmp_path / "out.ipynb",
             {"runs": str(tmp_path), **parameters},
             progress_bar=False,
         )
@@ -462,13 +504,13 @@ def test_every_notebook_checks_what_papermill_injects():
         first, second = [cell for cell in cells if cell.cell_type == "code"][:2]
         assert "parameters" in first.metadata.tags
         assert "check_injected(In)" in second.source.splitlines(), path.name
-    declared = 'seed: int = 0  # help\nlr: float = 0.1  # help'
+    declared = "seed: int = 0  # help\nlr: float = 0.1  # help"
     check_injected(["", declared, "# Parameters\nseed = 3\nlr = 1\n", "x = 1"])
     check_injected(["", declared, "x = 1"])
     again = "# Parameters\nseed = 4\n"  # run twice, and behind cells that somebody ran first
-    check_injected([
-        "", "import os", declared, "%matplotlib inline", "# Parameters\nseed = 3\n", again,
-    ])
+    check_injected(
+        ["", "import os", declared, "%matplotlib inline", "# Parameters\nseed = 3\n", again]
+    )
     with pytest.raises(ValueError, match="has no parameter 'rl'"):
         check_injected(["", declared, "# Parameters\nrl = 1\n"])
     with pytest.raises(ValueError, match="'seed' takes a int, got 1.5"):  # edited in JupyterLab
@@ -477,64 +519,73 @@ def test_every_notebook_checks_what_papermill_injects():
         check_injected(["", declared, "x = 1", declared.replace("0.1", "'x'")])
 
 
-@pytest.mark.parametrize("overrides, message", [
-    ({"dense.stepz": 1}, "unknown setting 'dense.stepz': did you mean 'steps'"),
-    ({"dense": 1}, "'dense' is a group of settings"),
-    ({"crop": "96"}, "'crop' takes a int, got '96'"),
-    ({"dense.steps": True}, "'dense.steps' takes a int, got True"),
-    ({"dense.lr_schedule": "cosin"}, "lr_schedule must be constant or cosine, got 'cosin'"),
-    ({"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
-    ({"scale": [1.0, 0.5]}, "scale must be"),
-    ({"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
-    ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
-    ({"backbone": "vgg17"}, "did you mean 'vgg16'"),
-    ({"widths": [8, 8]}, "unknown setting 'widths': did you mean 'width'"),
-    ({"width": 1.5}, "width must lie above 0 and be at most 1"),
-    ({"crop": 4}, "crop must be at least the stride, 8 pixels, got 4"),
-    ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
-    ({"train_images": 8}, "of train_images, a batch of 8 must be left after validation, got 7"),
-    (
-        {"train_images": 10, "validation_share": 0.5},
-        "a batch of 8 must be left after validation, got 5",
-    ),
-    ({"dense.weight_decay": -1}, "weight_decay must not be negative"),
-    ({"dense.betas": [0.5, 2]}, "betas must lie between 0 and 1"),
-    ({"dense.betas": ["x", "y"]}, "'dense.betas' takes a float, got 'x'"),
-    ({"scale": [1]}, "'scale' takes a list of 2 floats"),
-    ({"width": "wide"}, "'width' takes a float, got 'wide'"),
-    ({"criteria": [1]}, "'criteria' takes a str, got 1"),
-    ({"criteria": []}, "criteria must name at least one"),
-    ({"criteria": ["taylor", "taylor"]}, "criteria must name at least one, and each once"),
-    ({"tuning.lr": [1e-4, math.inf]}, r"tuning.lr must be \(low, high\)"),
-    ({"dense.lr.x": 1}, "unknown setting 'dense.lr.x'"),
-    ({"crop.x": 1}, "unknown setting 'crop.x'"),
-    ({"name": "x"}, "unknown setting 'name'"),
-    ({"checkpoint_seconds": -1}, "checkpoint_seconds must not be negative"),
-    ({"precision": "fp16"}, "precision must be float32 or bf16"),
-    ({"device": "tpu"}, "device must be auto, cpu or cuda"),
-    ({"prune.score_every": 5}, "score_every must be from 1 to prune_interval"),
-    ({"prune.round_to": 8}, "round_to must be at least 1 and divide min_filters"),
-    ({"sizes": []}, "sizes must name at least one share"),
-    ({"dense.weight_decay": math.inf}, "dense.weight_decay must be finite"),
-    ({"controls.budget": math.inf}, "controls.budget must be finite"),
-    ({"checkpoint_seconds": math.inf}, "checkpoint_seconds must be finite"),
-    ({"dense.lr": math.nan}, "lr must be positive"),
-    ({"scale": [0.5, 1e308]}, "scale must be"),
-    ({"dense.lr": 10**400}, "'dense.lr' takes whole numbers up to 1000000000, got a larger one"),
-    ({"dense.steps": 10**5000}, "'dense.steps' takes whole numbers up to 1000000000"),
-    ({"head_width": 10**9}, "head_width, image_height and crop must be at most 16384"),
-    ({"crop": 10**8}, "must be at most 16384, got 100000000"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"dense.stepz": 1}, "unknown setting 'dense.stepz': did you mean 'steps'"),
+        ({"dense": 1}, "'dense' is a group of settings"),
+        ({"crop": "96"}, "'crop' takes a int, got '96'"),
+        ({"dense.steps": True}, "'dense.steps' takes a int, got True"),
+        ({"dense.lr_schedule": "cosin"}, "lr_schedule must be constant or cosine, got 'cosin'"),
+        ({"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
+        ({"scale": [1.0, 0.5]}, "scale must be"),
+        ({"criteria": ["tailor"]}, "unknown criterion 'tailor': did you mean 'taylor'"),
+        ({"backbone": "resnet"}, "unknown backbone 'resnet'"),
+        ({"backbone": "vgg17"}, "did you mean 'vgg16'"),
+        ({"widths": [8, 8]}, "unknown setting 'widths': did you mean 'width'"),
+        ({"width": 1.5}, "width must lie above 0 and be at most 1"),
+        ({"crop": 4}, "crop must be at least the stride, 8 pixels, got 4"),
+        ({"dropout": 1.0}, "dropout must lie between 0 and 1"),
+        ({"train_images": 8}, "of train_images, a batch of 8 must be left after validation, got 7"),
+        (
+            {"train_images": 10, "validation_share": 0.5},
+            "a batch of 8 must be left after validation, got 5",
+        ),
+        ({"dense.weight_decay": -1}, "weight_decay must not be negative"),
+        ({"dense.betas": [0.5, 2]}, "betas must lie between 0 and 1"),
+        ({"dense.betas": ["x", "y"]}, "'dense.betas' takes a float, got 'x'"),
+        ({"scale": [1]}, "'scale' takes a list of 2 floats"),
+        ({"width": "wide"}, "'width' takes a float, got 'wide'"),
+        ({"criteria": [1]}, "'criteria' takes a str, got 1"),
+        ({"criteria": []}, "criteria must name at least one"),
+        ({"criteria": ["taylor", "taylor"]}, "criteria must name at least one, and each once"),
+        ({"tuning.lr": [1e-4, math.inf]}, r"tuning.lr must be \(low, high\)"),
+        ({"dense.lr.x": 1}, "unknown setting 'dense.lr.x'"),
+        ({"crop.x": 1}, "unknown setting 'crop.x'"),
+        ({"name": "x"}, "unknown setting 'name'"),
+        ({"checkpoint_seconds": -1}, "checkpoint_seconds must not be negative"),
+        ({"precision": "fp16"}, "precision must be float32 or bf16"),
+        ({"device": "tpu"}, "device must be auto, cpu or cuda"),
+        ({"prune.score_every": 5}, "score_every must be from 1 to prune_interval"),
+        ({"prune.round_to": 8}, "round_to must be at least 1 and divide min_filters"),
+        ({"sizes": []}, "sizes must name at least one share"),
+        ({"dense.weight_decay": math.inf}, "dense.weight_decay must be finite"),
+        ({"controls.budget": math.inf}, "controls.budget must be finite"),
+        ({"checkpoint_seconds": math.inf}, "checkpoint_seconds must be finite"),
+        ({"dense.lr": math.nan}, "lr must be positive"),
+        ({"scale": [0.5, 1e308]}, "scale must be"),
+        (
+            {"dense.lr": 10**400},
+            "'dense.lr' takes whole numbers up to 1000000000, got a larger one",
+        ),
+        ({"dense.steps": 10**5000}, "'dense.steps' takes whole numbers up to 1000000000"),
+        ({"head_width": 10**9}, "head_width, image_height and crop must be at most 16384"),
+        ({"crop": 10**8}, "must be at most 16384, got 100000000"),
+    ],
+)
 def test_values_out_of_range_and_contradictions_are_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
         get_profile("smoke", overrides)
 
 
-@pytest.mark.parametrize("overrides, message", [
-    ({"stride": 5}, "stride must be one of"),
-    ({"pretrained": True}, "ImageNet weights fit the full widths only"),
-    ({"prune.round_to": 5}, "prune.round_to must divide every width of the dense network"),
-])
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        ({"stride": 5}, "stride must be one of"),
+        ({"pretrained": True}, "ImageNet weights fit the full widths only"),
+        ({"prune.round_to": 5}, "prune.round_to must divide every width of the dense network"),
+    ],
+)
 def test_networks_that_cannot_be_are_refused_before_training(overrides, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         execute(Experiment.open("smoke", "rooms", "", str(tmp_path), overrides).dense(0), quiet)
@@ -547,13 +598,16 @@ def test_a_criterion_of_ones_own_may_not_need_what_nothing_provides():
         Criterion("mine", "task_gradient", lambda *_: None)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--jobs", "0"], "'0' is no number of jobs"),
-    (["--jobs", "1; touch x"], "'1; touch x' is no number of jobs"),
-    (["--overrides", "[" * 10**5], "is no JSON object: write it like"),
-    (["--overrides", '[["seeds", 1]]'], "is no JSON object: write it like"),
-    (["--overrides", "{seeds: 1}"], "is no JSON object: write it like"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--jobs", "0"], "'0' is no number of jobs"),
+        (["--jobs", "1; touch x"], "'1; touch x' is no number of jobs"),
+        (["--overrides", "[" * 10**5], "is no JSON object: write it like"),
+        (["--overrides", '[["seeds", 1]]'], "is no JSON object: write it like"),
+        (["--overrides", "{seeds: 1}"], "is no JSON object: write it like"),
+    ],
+)
 def test_the_launchers_own_options_are_checked(arguments, message, capsys):
     with pytest.raises(SystemExit):
         launch.main(["figures", *arguments])
@@ -582,10 +636,14 @@ def test_a_batch_does_not_start_on_the_cpu_because_torch_cannot_use_the_gpu(
     assert named in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("overrides", [
-    {"batch_size": 256, "train_images": 600}, {"dense.steps": 1, "dense.evaluations": 1},
-    {"controls.levels": [1], "sizes": [0.5, 0.3]},
-])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"batch_size": 256, "train_images": 600},
+        {"dense.steps": 1, "dense.evaluations": 1},
+        {"controls.levels": [1], "sizes": [0.5, 0.3]},
+    ],
+)
 def test_overrides_go_together_in_any_order(overrides):
     there, back = (
         get_profile("smoke", dict(items))
@@ -595,6 +653,7 @@ def test_overrides_go_together_in_any_order(overrides):
 
 
 # --- figures that no longer follow ---
+
 
 def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, monkeypatch):
     source = PROJECT / "figures" / "quick" / "fig1_iterative_pruning.json"
@@ -632,6 +691,7 @@ def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, 
 
 # --- the table in the documentation ---
 
+
 def test_every_test_that_the_table_of_faults_names_exists():
     rows = [line for line in DOCS.read_text().splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 20
@@ -641,6 +701,7 @@ def test_every_test_that_the_table_of_faults_names_exists():
 
 
 # --- what is installed, and what is served ---
+
 
 def test_the_lock_file_pins_what_the_requirements_ask_for_with_hashes():
     def pins(name):
@@ -663,7 +724,8 @@ def serving(command, folder):
     Gives its (port, token) while it lasts.
     """
     environment = os.environ | {
-        "JUPYTER_CONFIG_DIR": str(folder), "JUPYTER_RUNTIME_DIR": str(folder),
+        "JUPYTER_CONFIG_DIR": str(folder),
+        "JUPYTER_RUNTIME_DIR": str(folder),
     }
     words = [*command, "--no-browser", "--port=0", "--allow-root"]
     server = subprocess.Popen(words, cwd=PROJECT, env=environment, stderr=subprocess.DEVNULL)

@@ -153,8 +153,9 @@ def test_attention_is_left_alone_counted_and_said_to_be_so():
     for i in range(3):
         reason = pruner.left_alone[f"{block}self_attention.out_proj".format(i)]
         assert "takes its weight without calling it" in reason
-    assert "self_attention, a MultiheadAttention, which cannot be cut" in (
-        pruner.left_alone["trunk.conv_proj"]
+    assert (
+        "self_attention, a MultiheadAttention, which cannot be cut"
+        in (pruner.left_alone["trunk.conv_proj"])
     )
     tokens, width = 17, 48
     embedding = 16 * 3 * 16 * 16 * width

@@ -21,7 +21,12 @@ from mtprune_utils.backbones import get_backbone, pretrained_state
 from mtprune_utils.core import cost
 from mtprune_utils.core.groups import Untraceable, trace
 from mtprune_utils.core.model import (
-    Architecture, build, complexity, count_parameters, load_model, model_bytes,
+    Architecture,
+    build,
+    complexity,
+    count_parameters,
+    load_model,
+    model_bytes,
 )
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.selection import chooser, select
@@ -97,6 +102,7 @@ def train(model, optimizer, seeds, size=64):
 
 
 # --- every backbone ---
+
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_removal_trains_on_exactly_as_masks_do(backbone):
@@ -177,8 +183,11 @@ def test_a_finer_stride_computes_what_the_coarser_one_does_and_more(backbone):
         for stride, trunk in trunks.items():
             trunk.load_state_dict(dict(zip(trunk.state_dict(), trunks[32].state_dict().values())))
             assert trunk(images).shape[-2:] == (96 // stride, 64 // stride)
-        if any(getattr(module, "stride", 1) == (2, 2) for module in trunks[32].modules()
-               if isinstance(module, nn.Conv2d)):
+        if any(
+            getattr(module, "stride", 1) == (2, 2)
+            for module in trunks[32].modules()
+            if isinstance(module, nn.Conv2d)
+        ):
             coarse = trunks[32](images)
             for stride in (8, 16):
                 fine = trunks[stride](images)[..., :: 32 // stride, :: 32 // stride]
@@ -297,9 +306,10 @@ def fresh(tmp_path_factory):
         model.remove(random_units(model.groups), optimizer)
         train(model, optimizer, range(2))
         (folder / f"{backbone}.safetensors").write_bytes(model_bytes(model))
-        record = {name: getattr(model.architecture, name) for name in (
-            "tasks", "backbone", "stride", "head_width", "dropout", "widths"
-        )}
+        record = {
+            name: getattr(model.architecture, name)
+            for name in ("tasks", "backbone", "stride", "head_width", "dropout", "widths")
+        }
         (folder / f"{backbone}.json").write_text(json.dumps(record))
     command = [sys.executable, "-c", FRESH, str(folder), *BACKBONES]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -321,6 +331,7 @@ def test_a_fresh_process_has_the_pruned_network_trains_and_exports_it(backbone, 
 
 
 # --- what goes together, and what cannot go ---
+
 
 class TwoHeads(nn.Module):
     def __init__(self, trunk, channels):
@@ -346,9 +357,15 @@ def units_of(*trunk, channels):
 
 def test_a_unit_is_what_can_go_by_itself():
     units, left = units_of(
-        nn.Conv2d(3, 12, 3), nn.Conv2d(12, 8, 3, groups=4), nn.PReLU(),
-        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 6, 1), nn.GLU(1),
-        nn.ConvTranspose2d(3, 5, 2, stride=2), nn.PReLU(5), channels=5,
+        nn.Conv2d(3, 12, 3),
+        nn.Conv2d(12, 8, 3, groups=4),
+        nn.PReLU(),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 6, 1),
+        nn.GLU(1),
+        nn.ConvTranspose2d(3, 5, 2, stride=2),
+        nn.PReLU(5),
+        channels=5,
     )
     assert units == {"trunk.0": 3, "trunk.1": 2, "trunk.4": 3, "trunk.6": 5} and not left
 
@@ -497,6 +514,7 @@ def test_an_optimizer_that_cannot_follow_is_refused_before_anything_is_cut():
 
 # --- what it costs ---
 
+
 class Attention(nn.Module):
     def __init__(self, own: bool):
         super().__init__()
@@ -533,6 +551,7 @@ def test_a_weight_that_is_used_twice_and_transposed_convolutions_are_counted():
 
 # --- choosing ---
 
+
 def plainly(scores, budget, floor, multiple, ranking):
     """The selector's rule, one filter at a time."""
     if ranking == "layer":
@@ -541,7 +560,8 @@ def plainly(scores, budget, floor, multiple, ranking):
     places = [sorted(range(len(s)), key=lambda i: (s[i], i)) for s in scores]
     lowest = sorted(
         (scores[group][i], group, i)
-        for group, order in enumerate(places) for i in order[: max(len(order) - floor, 0)]
+        for group, order in enumerate(places)
+        for i in order[: max(len(order) - floor, 0)]
     )
     for count in range(budget, len(lowest) + 1):
         left = [len(s) for s in scores]
@@ -589,6 +609,7 @@ def test_choosing_among_many_filters_is_quick():
 
 
 # --- how it grows ---
+
 
 def test_tracing_and_removing_grow_with_the_network_only():
     per_group = {}

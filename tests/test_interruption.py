@@ -25,11 +25,20 @@ from mtprune_utils.study.grid import Experiment
 KILLS = int(os.environ.get("MTPRUNE_KILLS", 3))
 SEED = int(os.environ.get("MTPRUNE_KILL_SEED", time.time_ns() % 10**6))
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dropout": 0.2,
-    "dense.steps": 30, "dense.evaluations": 3,
-    "retrain.steps": 30, "retrain.evaluations": 3, "prune.prune_interval": 8,
-    "prune.filters_per_step": 110, "prune.cosine_batches": 2,
-    "tuning.trials": 2, "checkpoint_seconds": 0.0,
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dropout": 0.2,
+    "dense.steps": 30,
+    "dense.evaluations": 3,
+    "retrain.steps": 30,
+    "retrain.evaluations": 3,
+    "prune.prune_interval": 8,
+    "prune.filters_per_step": 110,
+    "prune.cosine_batches": 2,
+    "tuning.trials": 2,
+    "checkpoint_seconds": 0.0,
 }
 # For what must meet the process in the middle of its first run.
 LONG = TINY | {"dense.steps": 100_000}
@@ -209,11 +218,16 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     parameters = {"profile": "smoke", "runs": str(tmp_path), "overrides": overrides}
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "notebook",
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "notebook",
         "notebooks/01_train_dense.ipynb",
     ]
     runner = subprocess.Popen(
-        [*command, str(tmp_path / "out.ipynb"), *words], cwd=PROJECT, stderr=subprocess.PIPE,
+        [*command, str(tmp_path / "out.ipynb"), *words],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
         text=True,
     )
     with ended(runner):

@@ -120,14 +120,25 @@ def asked(tmp_path_factory):
     try:
         (place / "kubeconfig").write_text(KUBECONFIG.replace("URL", here))
         command = [
-            sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
-            "--overrides", json.dumps(OVERRIDES), "--on", "kubernetes",
+            sys.executable,
+            "-m",
+            "mtprune_utils.run.launch",
+            "figures",
+            "--profile",
+            "smoke",
+            "--overrides",
+            json.dumps(OVERRIDES),
+            "--on",
+            "kubernetes",
         ]
         paths = [str(repository), str(PACKAGES), os.environ.get("PYTHONPATH", "")]
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join(paths), "KUBECONFIG": str(place / "kubeconfig"),
-            "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "key", "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "secret",
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required", "AWS_REGION": "here",
+            "PYTHONPATH": os.pathsep.join(paths),
+            "KUBECONFIG": str(place / "kubeconfig"),
+            "SNAKEMAKE_STORAGE_S3_ACCESS_KEY": "key",
+            "SNAKEMAKE_STORAGE_S3_SECRET_KEY": "secret",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+            "AWS_REGION": "here",
         }
         result = subprocess.run(
             command, cwd=repository, env=environment, capture_output=True, text=True, timeout=240

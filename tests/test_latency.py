@@ -25,7 +25,10 @@ def lived_in(architecture, seed=0):
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for tensor in (
-                module.running_mean, module.running_var, module.weight.data, module.bias.data,
+                module.running_mean,
+                module.running_var,
+                module.weight.data,
+                module.bias.data,
             ):
                 tensor.uniform_(0.5, 1.5, generator=generator)
     for head in model.heads.values():
@@ -49,6 +52,7 @@ def measured():
 
 # --- ONNX ---
 
+
 @pytest.mark.parametrize("widths", [WIDTHS, PRUNED])
 def test_onnx_runtime_gives_what_pytorch_gives_for_any_batch(exported, widths):
     model = lived_in(narrow(DENSE, widths), seed=1)
@@ -66,8 +70,10 @@ def test_onnx_runtime_gives_what_pytorch_gives_for_any_batch(exported, widths):
 
 def test_a_pruned_networks_own_export_is_the_dense_ones_with_its_weights(exported):
     model = lived_in(narrow(DENSE, PRUNED))
-    own, exchanged = (onnx.load_from_string(file).graph for file in (
-        latency.export_onnx(model, SIZE), latency.with_weights(exported, model)))
+    own, exchanged = (
+        onnx.load_from_string(file).graph
+        for file in (latency.export_onnx(model, SIZE), latency.with_weights(exported, model))
+    )
     assert list(own.node) == list(exchanged.node) and list(own.output) == list(exchanged.output)
     assert {
         weight.name: onnx.numpy_helper.to_array(weight).tolist() for weight in own.initializer
@@ -95,6 +101,7 @@ def test_a_perturbed_network_is_refused(exported, scale):
 
 # --- counts ---
 
+
 def test_the_mac_ratio_of_the_papers_networks():
     """The full network and an architecture that the paper reports: 38.28 and 21.47 GMACs.
 
@@ -117,14 +124,25 @@ def test_peak_memory_is_what_is_alive_at_once():
 
 # --- which networks ---
 
-RUN = pd.DataFrame({
-    "criterion": "taylor",
-    "phase": ["dense", "removed", "recovered", "removed", "recovered", "recovered", "recovered"],
-    "macs": [1000, 500, 500, 120, 120, 100, 10],
-    "widths": [
-        " ".join(map(str, WIDTHS)), *(" ".join([str(width)] * 13) for width in (7, 7, 6, 6, 5, 3))
-    ],
-})
+RUN = pd.DataFrame(
+    {
+        "criterion": "taylor",
+        "phase": [
+            "dense",
+            "removed",
+            "recovered",
+            "removed",
+            "recovered",
+            "recovered",
+            "recovered",
+        ],
+        "macs": [1000, 500, 500, 120, 120, 100, 10],
+        "widths": [
+            " ".join(map(str, WIDTHS)),
+            *(" ".join([str(width)] * 13) for width in (7, 7, 6, 6, 5, 3)),
+        ],
+    }
+)
 
 
 def test_networks_lie_evenly_along_the_run_down_to_its_end():
@@ -148,16 +166,26 @@ def test_widths_are_rounded_up_to_a_multiple_but_not_beyond_the_dense_network():
 
 # --- the table and the figure ---
 
+
 def networks_of(*criteria):
     kept = {"found": PRUNED, "rounded up": latency.rounded_up(PRUNED, DENSE, 8)}
-    return pd.DataFrame([{"criterion": criterion, "size": 0, "network": network, "widths": widths}
-                         for criterion in criteria for network, widths in kept.items()])
+    return pd.DataFrame(
+        [
+            {"criterion": criterion, "size": 0, "network": network, "widths": widths}
+            for criterion in criteria
+            for network, widths in kept.items()
+        ]
+    )
 
 
 def test_every_network_is_measured_in_both_runtimes_and_batches(measured):
     cpu = measured[measured["device"] == "cpu"]
     assert cpu.groupby(["runtime", "batch"], sort=False)["widths"].nunique().to_dict() == {
-        ("PyTorch", 1): 3, ("ONNX Runtime", 1): 3, ("PyTorch", 16): 3, ("ONNX Runtime", 16): 3}
+        ("PyTorch", 1): 3,
+        ("ONNX Runtime", 1): 3,
+        ("PyTorch", 16): 3,
+        ("ONNX Runtime", 16): 3,
+    }
     assert (measured["milliseconds"] > 0).all()
     assert (cpu["peak_mib"].notna() == (cpu["runtime"] == "PyTorch")).all()
 
@@ -181,7 +209,9 @@ def test_figure_4_draws_each_setting_and_returns_what_it_drew(measured):
     titles = [axis.get_title() for axis in figure.axes]
     cpu = f"CPU (threads: {torch.get_num_threads()})"
     assert {
-        f"{cpu}, PyTorch, batch 1", f"{cpu}, ONNX Runtime, batch 16", "CPU, peak memory, batch 16",
+        f"{cpu}, PyTorch, batch 1",
+        f"{cpu}, ONNX Runtime, batch 16",
+        "CPU, peak memory, batch 16",
     } <= set(titles)
     line = figure.axes[0].get_lines()[1]
     assert line.get_xdata()[0] == line.get_ydata()[0] == 1, "from the dense network on"

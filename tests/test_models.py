@@ -13,8 +13,17 @@ from conftest import TASKS, convs, gated, narrow
 from mtprune_utils.backbones._vgg import WIDTHS as VGG16_WIDTHS
 from mtprune_utils.core.data import image_to_float
 from mtprune_utils.core.model import (
-    Architecture, Interface, activation_bytes, build, complexity, count_parameters, evaluation_mode,
-    load_imagenet_trunk, load_model, model_bytes, uniform_widths,
+    Architecture,
+    Interface,
+    activation_bytes,
+    build,
+    complexity,
+    count_parameters,
+    evaluation_mode,
+    load_imagenet_trunk,
+    load_model,
+    model_bytes,
+    uniform_widths,
 )
 
 NYU = {"segmentation": 40, "normals": 3, "depth": 1}
@@ -134,8 +143,7 @@ def test_uniform_widths_keep_the_same_share_of_every_layer_and_hit_the_size():
 
 
 def test_activation_memory_is_what_the_backward_pass_needs():
-    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory.
-    """
+    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory."""
     small = narrow(Architecture({"a": 3}, stride=8, head_width=8, dropout=0.0), [8] * 13)
     one, four = activation_bytes(small, (32, 32)), activation_bytes(small, (64, 64))
     assert four == pytest.approx(4 * one, rel=0.02)

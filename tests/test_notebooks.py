@@ -72,4 +72,4 @@ def test_thin_cells_and_words_between_them(notebook):
 
 def test_no_path_of_a_machine(notebook):
     found = MACHINE_PATH.search(json.dumps(notebook))
-    assert not found, f"...{json.dumps(notebook)[max(0, found.start() - 60):found.end() + 60]}..."
+    assert not found, f"...{json.dumps(notebook)[max(0, found.start() - 60) : found.end() + 60]}..."

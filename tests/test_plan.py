@@ -56,7 +56,10 @@ def test_a_run_of_twice_the_steps_takes_twice_as_long_but_for_its_start():
 def test_a_schedule_done_by_hand():
     """A long job behind a short one; what has priority goes first."""
     jobs = [
-        Job("a", 10), Job("b", 5, priority=1), Job("c", 20, (1,), priority=1), Job("d", 1, (0, 2)),
+        Job("a", 10),
+        Job("b", 5, priority=1),
+        Job("c", 20, (1,), priority=1),
+        Job("d", 1, (0, 2)),
     ]
     gap = BETWEEN_JOBS
     assert plan.makespan(jobs, 1) == BATCH_START + 36 + 4 * gap
@@ -104,6 +107,7 @@ def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
 
 
 # --- what a cluster's jobs tell ---
+
 
 def test_events_come_in_their_order_each_once_between_the_other_lines(tmp_path, monkeypatch):
     monkeypatch.setenv(cluster.EVENTS, str(tmp_path))

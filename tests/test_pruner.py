@@ -42,8 +42,13 @@ class Net(nn.Module):
 def chain(seed=0):
     torch.manual_seed(seed)
     layers = (
-        nn.Conv2d(3, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.ReLU(),
-        nn.Conv2d(16, 20, 3), nn.ReLU(),
+        nn.Conv2d(3, 12, 3),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 20, 3),
+        nn.ReLU(),
     )
     return Net(nn.Sequential(*layers), 20).double()
 
@@ -69,6 +74,7 @@ def numel(model):
 
 
 # --- outputs of every kind ---
+
 
 @dataclass
 class Outputs:
@@ -103,6 +109,7 @@ def test_outputs_may_be(kind):
 
 
 # --- the gradient ---
+
 
 @pytest.mark.parametrize("criterion", ["taylor", "cosprune", "l1"])
 def test_backward_gives_the_gradient_of_the_sum_and_touches_nothing_else(criterion):
@@ -184,6 +191,7 @@ def test_scores_are_those_of_the_suites_own_loop(criterion):
 
 
 # --- what layers may be in a trunk ---
+
 
 class Branches(nn.Module):
     def __init__(self, join):
@@ -318,6 +326,7 @@ def test_costs_are_measured_anew_after_a_removal():
 
 # --- goals ---
 
+
 def test_filters_go_by_number_lowest_first():
     model = chain()
     pruner = scored(model)
@@ -398,6 +407,7 @@ def test_a_network_down_to_its_last_filters_is_met_as_such():
 
 # --- what it says ---
 
+
 def test_the_tables_shares_are_what_goes_when_all_filters_but_one_go():
     model = Net(Branches("residual"), 10).double()
     whole = Pruner(model, (IMAGES,), "trunk", "l1")
@@ -428,6 +438,7 @@ def test_it_prints_what_goes_together_and_what_is_left_alone():
 
 
 # --- refusals ---
+
 
 class Broken(Net):
     def forward(self, images):
@@ -494,7 +505,8 @@ REFUSED = {
         "nothing of the trunk can be pruned .*GroupNorm",
     ),
     "a softmax over channels": (
-        lambda: Pruner(with_last(nn.Softmax(1)), (IMAGES,)), "not the same as to silence"
+        lambda: Pruner(with_last(nn.Softmax(1)), (IMAGES,)),
+        "not the same as to silence",
     ),
     "a head as a trunk": (made(chain(), (IMAGES,), "depth"), "depth is not shared: only depth"),
     "another's layer": (made(chain(), (IMAGES,), chain().trunk), "Sequential is no part of the"),
@@ -518,10 +530,12 @@ REFUSED = {
     "a number": (loss(1.0), "the loss of depth must be one number with a gradient, got 1.0"),
     "no gradient": (loss(torch.ones(())), "the loss of depth does not depend on the trunk"),
     "a loss per image": (
-        after(lambda p, m: p.backward({"depth": m(IMAGES)["depth"]})), "depth must be one number"
+        after(lambda p, m: p.backward({"depth": m(IMAGES)["depth"]})),
+        "depth must be one number",
     ),
     "the sum": (
-        after(lambda p, m: p.backward(sum(losses_of(m).values()))), "losses must be a dictionary"
+        after(lambda p, m: p.backward(sum(losses_of(m).values()))),
+        "losses must be a dictionary",
     ),
     "no losses": (after(lambda p, m: p.backward({})), "losses is empty"),
     "too early": (after(lambda p, m: p.prune(1, optimizer=None)), "has seen none: train before"),
@@ -546,10 +560,12 @@ REFUSED = {
         "the optimizer has not classes.weight, which is cut too",
     ),
     "a wrapped network": (
-        lambda: Pruner(nn.DataParallel(chain()), (IMAGES,)), "wrapped in a DataParallel: give the"
+        lambda: Pruner(nn.DataParallel(chain()), (IMAGES,)),
+        "wrapped in a DataParallel: give the",
     ),
     "an output in training only": (
-        lambda: Pruner(Auxiliary(), (IMAGES,)), "output aux is not there both in training and in"
+        lambda: Pruner(Auxiliary(), (IMAGES,)),
+        "output aux is not there both in training and in",
     ),
     "what cannot be copied": (lambda: Pruner(Keeps(), (IMAGES,)), "cannot be copied or run by"),
     "another's optimizer": (
@@ -653,17 +669,21 @@ def test_casts_within_a_network_are_no_reason_to_refuse_it():
 
 # --- a folder for others ---
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda state, config: state["trunk.0.weight"].fill_(float("nan")), "0.weight holds NaN"),
-    (lambda state, config: config["widths"].update({"trunk.0": 3}), "tells other widths than"),
-    (lambda state, config: config.pop("widths"), "tells other widths than"),
-    (
-        lambda state, config: state.update({"trunk.1.bias": state["trunk.1.bias"][:3].clone()}),
-        "trunk.1: its tensors are of several lengths",
-    ),
-    (lambda state, config: state.pop("trunk.1.bias"), "trunk.1.bias is not in it"),
-    (lambda state, config: config.update(format=2), "expected format 1, got 2"),
-])
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda state, config: state["trunk.0.weight"].fill_(float("nan")), "0.weight holds NaN"),
+        (lambda state, config: config["widths"].update({"trunk.0": 3}), "tells other widths than"),
+        (lambda state, config: config.pop("widths"), "tells other widths than"),
+        (
+            lambda state, config: state.update({"trunk.1.bias": state["trunk.1.bias"][:3].clone()}),
+            "trunk.1: its tensors are of several lengths",
+        ),
+        (lambda state, config: state.pop("trunk.1.bias"), "trunk.1.bias is not in it"),
+        (lambda state, config: config.update(format=2), "expected format 1, got 2"),
+    ],
+)
 def test_a_folder_that_contradicts_itself_is_refused_in_one_line(spoil, message, tmp_path):
     save_pretrained(chain(), tmp_path, builder=chain)
     weights, config = tmp_path / "model.safetensors", read_json(tmp_path / "config.json")
@@ -699,4 +719,3 @@ def test_the_card_tells_criterion_sizes_metrics_and_draws_the_widths(tmp_path):
     with pytest.raises(ValueError, match="is not in"):
         save_pretrained(model, tmp_path / "other", builder=lambda: torch.nn.Linear(2, 2))
     assert not (tmp_path / "other").exists()
-

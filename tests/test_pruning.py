@@ -1,5 +1,4 @@
-"""The selector's rules, and that removing filters is the same as masking them, optimizer included.
-"""
+"""The selector's rules, and that removing filters is the same as masking them, optimizer included."""
 
 from functools import partial
 
@@ -206,11 +205,19 @@ def test_removal_plans_end_at_the_floor_in_as_many_removals():
     assert removal_plan((5, 4), Pruning()) == []
 
 
-@pytest.mark.parametrize("indices", [
-    lambda width: [0, 0], lambda width: [-1], lambda width: [width], lambda width: [0.0],
-    lambda width: [True] * width, lambda width: [[0]], lambda width: list(range(width)),
-    lambda width: [10**12],
-])
+@pytest.mark.parametrize(
+    "indices",
+    [
+        lambda width: [0, 0],
+        lambda width: [-1],
+        lambda width: [width],
+        lambda width: [0.0],
+        lambda width: [True] * width,
+        lambda width: [[0]],
+        lambda width: list(range(width)),
+        lambda width: [10**12],
+    ],
+)
 def test_indices_that_a_layer_has_not_are_refused_before_anything_is_removed(model, indices):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     filters = [torch.tensor([0])] * 12

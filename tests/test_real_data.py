@@ -340,6 +340,7 @@ def test_batches_that_are_brought_to_the_device_are_those_that_lie_there(tmp_pat
 
 # --- what is wrong is told in one line that names the file, before any training starts ---
 
+
 def break_index(folder):
     (folder / "nyu_v2_3task.json").write_text('{"train": [["a", "b"]], "test": []}')
 
@@ -461,6 +462,7 @@ def test_damage_is_one_line_that_names_the_file(layout, damage, message, tmp_pat
 
 def rewrite(name, change):
     """Put what `change` makes of it in the place of an array, a picture or the index."""
+
     def damage(folder):
         file = folder / name
         if file.suffix == ".npy":
@@ -501,6 +503,7 @@ def copied(pattern, name):
 
 def row(change):
     """Change the first sample's four names in AdaShare's index."""
+
     def changed(index):
         return index | {"train": [change(index["train"][0]), *index["train"][1:]]}
 
@@ -541,129 +544,295 @@ def turned_cell(frame):
     return frame
 
 
-@pytest.mark.parametrize("layout, damage, message", [
-    # units and ranges
-    ("mtan", rewrite("train/depth/3.npy", lambda d: d * 1000),
-     r"depth/3.npy holds float32 from 0 to .*: expected depth in metres"),
-    ("mtan", rewrite("train/depth/3.npy", lambda d: (d * 1000).astype("u2")),
-     r"3.npy holds uint16 .*: expected depth in metres"),
-    ("mtan", rewrite("train/depth/3.npy", lambda d: (d * 9).astype("u1")),
-     r"3.npy holds uint8 from 0 to 4: expected depth in metres"),
-    ("mtan", rewrite("train/depth/3.npy", lambda d: -d * 9),
-     r"3.npy holds float32 from -.*: expected depth in metres"),
-    ("mtan", rewrite("train/depth/3.npy", lambda d: d.astype("f8") * 1e300),
-     r"3.npy holds float64 from 0 to .*e\+299: expected depth in metres"),
-    ("cityscapes", rewrite("train/depth/3.npy", lambda d: d * 256),
-     r"3.npy holds float32 .*: expected inverse depth, floats up to 1"),
-    ("adashare", rewrite("depth/train3.npy", lambda d: d * 1000),
-     r"depth/train3.npy holds .*: expected depth in metres"),
-    ("hugging face", table(millimetres),
-     r"train-00000-of-00001.parquet holds .*: expected depth in metres"),
-    ("mtan", rewrite("train/normal/3.npy", lambda n: (n + 1) / 2),
-     r"normal/3.npy holds float32 .*: expected normals, float unit"),
-    ("mtan", rewrite("train/normal/3.npy", lambda n: n * 127.5),
-     r"normal/3.npy holds float32 .*: expected normals"),
-    ("mtan", rewrite("train/normal/3.npy", lambda n: ((n + 1) * 127).astype("u1")),
-     r"normal/3.npy holds uint8 .*: expected normals"),
-    ("mtan", rewrite("train/label/3.npy", lambda n: n + 2),
-     r"label/3.npy has label 1[34]: expected 0 to 12"),
-    ("mtan", rewrite("train/label/3.npy", lambda n: n * np.nan),
-     r"label/3.npy has labels that are no whole numbers"),
-    ("adashare", rewrite("seg/train3.png", lambda n: n * 0 + 40),
-     r"seg/train3.png has label 40: expected 0 to 39"),
-    ("mtan", rewrite("train/image/3.npy", lambda i: i * np.nan), r"image/3.npy: expected RGB"),
-    ("mtan", everywhere("train/image/*.npy", lambda i: i.astype("u1")),
-     r"train: no pixel of 12 samples has a valid image"),
-    # types
-    ("mtan", save("depth", np.zeros(SIZE, [("a", "f4")])),
-     r"depth/3.npy holds \[\('a', '<f4'\)\]: expected numbers"),
-    ("mtan", save("depth", np.ones(SIZE, complex)),
-     r"depth/3.npy holds complex128: expected numbers"),
-    ("mtan", save("label", np.ones(SIZE, bool)), r"label/3.npy holds bool: expected numbers"),
-    ("mtan", save("label", np.full(SIZE, "a")), r"label/3.npy holds <U1: expected numbers"),
-    ("mtan", save("normal", np.zeros((*SIZE, 3), "M8[s]")),
-     r"normal/3.npy holds datetime64\[s\]: expected numbers"),
-    ("mtan", save("depth", np.full(SIZE, None)),
-     r"depth/3.npy cannot be read \(Array can't be memory-mapped: Python objects"),
-    ("mtan", content("train/depth/3.npy", b"\x80\x04"),
-     r"depth/3.npy cannot be read .*: expected depth in a .npy file"),
-    ("mtan", content("train/depth/3.npy", header((2**40,))),
-     r"depth/3.npy cannot be read \(mmap length is greater"),
-    ("mtan", content("train/depth/3.npy", b"\x93NUMPY\x02\x00\x60\xea\0\0" + b"(" * 60000),
-     r"depth/3.npy cannot be read \(Header info length \(60000\) is large"),
-    ("mtan", everywhere("*/*/*.npy", lambda a: a[:0, :0]), r"image/0.npy has shape \(0, 0, 3\)"),
-    ("adashare", rewrite("normal/train3.png", lambda n: np.dstack([n, n[..., :1]])),
-     r"normal/train3.png has shape \(24, 32, 4\)"),
-    ("adashare", rewrite("img/train3.png", lambda i: i[..., 0].astype("u2")),
-     r"img/train3.png has shape \(24, 32\): expected an RGB"),
-    ("adashare", content("img/train3.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n"),
-     r"img/train3.png cannot be read"),
-    # what is not there, or twice
-    ("mtan", remove("train/image/3.npy"),
-     r"train/image/3.npy is missing: expected image 0.npy to 11.npy"),
-    ("mtan", rename("train/*/3.npy", "99.npy"), r"train/image/3.npy is missing"),
-    ("mtan", rename("train/*/*.npy", "{}.png"),
-     r"train: the split is empty, expected image/0.npy"),
-    ("mtan", rename("val", "test"), r"val: the split is empty"),
-    ("mtan", copied("train/*/3.npy", "5.npy"),
-     r"train/image/5.npy is the same as .*train/image/3.npy"),
-    ("mtan", everywhere("val/depth/*.npy", lambda d: d * 0),
-     r"val: no pixel of 4 samples has a valid depth"),
-    ("mtan", everywhere("train/label/*.npy", lambda n: n * 0 - 1),
-     r"train: no pixel of 12 samples has a valid segmentation"),
-    ("mtan", everywhere("train/normal/*.npy", lambda n: n * 0),
-     r"train: no pixel of 12 samples has a valid normals"),
-    ("hugging face", rename("data/train*", "train-00000-of-00002.parquet"),
-     r"has 1 of 2 files train\*.parquet; missing: train-00001-of-00002"),
-    ("hugging face", copied("data/train*", "train-00000-of-00001-copy.parquet"),
-     r"has 2 of 1 files train\*.parquet"),
-    ("hugging face", table(lambda f: pd.concat([f, f[5:6]])),
-     r"row 12 of .*parquet is the same as row 5"),
-    ("hugging face", table(lambda f: f.drop(columns="depth")),
-     r"train-00000-of-00001.parquet has no depth: expected image"),
-    ("hugging face", table(lambda f: f[:0]), r"train: the split is empty"),
-    ("hugging face", table(ragged),
-     r"parquet has a row whose depth is no array of numbers \(lists of 3 lengths\)"),
-    ("hugging face", table(turned_cell), r"parquet is 32 x 24: expected 24 x 32, as its image"),
-    ("hugging face", table(lambda f: f.assign(segmentation="a")),
-     r"parquet has a row whose segmentation is no array"),
-    # the index
-    ("adashare", row(lambda names: [*names[:3], None]), r"nyu_v2_3task.json \(.*NoneType"),
-    ("adashare", row(lambda names: [5, *names[1:]]), r"nyu_v2_3task.json \(.*int"),
-    ("adashare", row(lambda names: ["", *names[1:]]),
-     r"nyu_v2_3task.json \('' is no file's path under its folder\)"),
-    ("adashare", row(lambda names: ["a\nb\0", *names[1:]]),
-     r"nyu_v2_3task.json \('a\\nb\\x00' is no file's path"),
-    ("adashare", row(lambda names: ["\ud800", *names[1:]]),
-     r"nyu_v2_3task.json \('\\ud800' is no file's path"),
-    ("adashare", row(lambda names: ["x" * 5000, *names[1:]]),
-     r"nyu_v2_3task.json \('x{99} is no file's path"),
-    ("adashare", row(lambda names: ["../a.png", *names[1:]]),
-     r"nyu_v2_3task.json \('../a.png' is no file's path"),
-    ("adashare", row(lambda names: [r"img\..\..\a.png", *names[1:]]),
-     r"nyu_v2_3task.json .* is no file's path"),
-    ("adashare", row(lambda names: ["/dev/zero", *names[1:]]),
-     r"nyu_v2_3task.json \('/dev/zero' is no file's path"),
-    ("adashare", row(lambda names: ["img", *names[1:]]),
-     r"data/img is missing or no regular file: nyu_v2_3task.json lists it"),
-    ("adashare", row(lambda names: ["img/train1.png", *names[1:]]),
-     r"nyu_v2_3task.json \(img/train1.png is listed twice\)"),
-    ("adashare", content("nyu_v2_3task.json", b'{"train": [["\xff"]]}'),
-     r"nyu_v2_3task.json is no whole JSON file"),
-    ("adashare", content("nyu_v2_3task.json", b"[" * 100_000),
-     r"nyu_v2_3task.json is no whole JSON file \(damaged JSON"),
-    ("adashare", content("nyu_v2_3task.json", b'{"train": []}'),
-     r"nyu_v2_3task.json .*: expected {train, test"),
-    # FashionMNIST's files
-    ("multifashion", rewrite(FILES[1], lambda b: b[:-1]),
-     r"train-labels-idx1-ubyte.gz holds no IDX of \(23,\) bytes"),
-    ("multifashion", rewrite(FILES[1], lambda b: b[:-1] + b"\x0a"),
-     r"train-labels-idx1-ubyte.gz has 24 labels up to 10"),
-    ("multifashion", rewrite(FILES[2], lambda b: b[:16]),
-     r"t10k-images-idx3-ubyte.gz holds no IDX of \(0, 28, 28\) bytes"),
-    ("multifashion", rewrite(FILES[0], lambda b: bytes(2**26)),
-     r"train-images-idx3-ubyte.gz cannot be read \(it holds 50331649 "),
-])
+@pytest.mark.parametrize(
+    "layout, damage, message",
+    [
+        # units and ranges
+        (
+            "mtan",
+            rewrite("train/depth/3.npy", lambda d: d * 1000),
+            r"depth/3.npy holds float32 from 0 to .*: expected depth in metres",
+        ),
+        (
+            "mtan",
+            rewrite("train/depth/3.npy", lambda d: (d * 1000).astype("u2")),
+            r"3.npy holds uint16 .*: expected depth in metres",
+        ),
+        (
+            "mtan",
+            rewrite("train/depth/3.npy", lambda d: (d * 9).astype("u1")),
+            r"3.npy holds uint8 from 0 to 4: expected depth in metres",
+        ),
+        (
+            "mtan",
+            rewrite("train/depth/3.npy", lambda d: -d * 9),
+            r"3.npy holds float32 from -.*: expected depth in metres",
+        ),
+        (
+            "mtan",
+            rewrite("train/depth/3.npy", lambda d: d.astype("f8") * 1e300),
+            r"3.npy holds float64 from 0 to .*e\+299: expected depth in metres",
+        ),
+        (
+            "cityscapes",
+            rewrite("train/depth/3.npy", lambda d: d * 256),
+            r"3.npy holds float32 .*: expected inverse depth, floats up to 1",
+        ),
+        (
+            "adashare",
+            rewrite("depth/train3.npy", lambda d: d * 1000),
+            r"depth/train3.npy holds .*: expected depth in metres",
+        ),
+        (
+            "hugging face",
+            table(millimetres),
+            r"train-00000-of-00001.parquet holds .*: expected depth in metres",
+        ),
+        (
+            "mtan",
+            rewrite("train/normal/3.npy", lambda n: (n + 1) / 2),
+            r"normal/3.npy holds float32 .*: expected normals, float unit",
+        ),
+        (
+            "mtan",
+            rewrite("train/normal/3.npy", lambda n: n * 127.5),
+            r"normal/3.npy holds float32 .*: expected normals",
+        ),
+        (
+            "mtan",
+            rewrite("train/normal/3.npy", lambda n: ((n + 1) * 127).astype("u1")),
+            r"normal/3.npy holds uint8 .*: expected normals",
+        ),
+        (
+            "mtan",
+            rewrite("train/label/3.npy", lambda n: n + 2),
+            r"label/3.npy has label 1[34]: expected 0 to 12",
+        ),
+        (
+            "mtan",
+            rewrite("train/label/3.npy", lambda n: n * np.nan),
+            r"label/3.npy has labels that are no whole numbers",
+        ),
+        (
+            "adashare",
+            rewrite("seg/train3.png", lambda n: n * 0 + 40),
+            r"seg/train3.png has label 40: expected 0 to 39",
+        ),
+        ("mtan", rewrite("train/image/3.npy", lambda i: i * np.nan), r"image/3.npy: expected RGB"),
+        (
+            "mtan",
+            everywhere("train/image/*.npy", lambda i: i.astype("u1")),
+            r"train: no pixel of 12 samples has a valid image",
+        ),
+        # types
+        (
+            "mtan",
+            save("depth", np.zeros(SIZE, [("a", "f4")])),
+            r"depth/3.npy holds \[\('a', '<f4'\)\]: expected numbers",
+        ),
+        (
+            "mtan",
+            save("depth", np.ones(SIZE, complex)),
+            r"depth/3.npy holds complex128: expected numbers",
+        ),
+        ("mtan", save("label", np.ones(SIZE, bool)), r"label/3.npy holds bool: expected numbers"),
+        ("mtan", save("label", np.full(SIZE, "a")), r"label/3.npy holds <U1: expected numbers"),
+        (
+            "mtan",
+            save("normal", np.zeros((*SIZE, 3), "M8[s]")),
+            r"normal/3.npy holds datetime64\[s\]: expected numbers",
+        ),
+        (
+            "mtan",
+            save("depth", np.full(SIZE, None)),
+            r"depth/3.npy cannot be read \(Array can't be memory-mapped: Python objects",
+        ),
+        (
+            "mtan",
+            content("train/depth/3.npy", b"\x80\x04"),
+            r"depth/3.npy cannot be read .*: expected depth in a .npy file",
+        ),
+        (
+            "mtan",
+            content("train/depth/3.npy", header((2**40,))),
+            r"depth/3.npy cannot be read \(mmap length is greater",
+        ),
+        (
+            "mtan",
+            content("train/depth/3.npy", b"\x93NUMPY\x02\x00\x60\xea\0\0" + b"(" * 60000),
+            r"depth/3.npy cannot be read \(Header info length \(60000\) is large",
+        ),
+        (
+            "mtan",
+            everywhere("*/*/*.npy", lambda a: a[:0, :0]),
+            r"image/0.npy has shape \(0, 0, 3\)",
+        ),
+        (
+            "adashare",
+            rewrite("normal/train3.png", lambda n: np.dstack([n, n[..., :1]])),
+            r"normal/train3.png has shape \(24, 32, 4\)",
+        ),
+        (
+            "adashare",
+            rewrite("img/train3.png", lambda i: i[..., 0].astype("u2")),
+            r"img/train3.png has shape \(24, 32\): expected an RGB",
+        ),
+        (
+            "adashare",
+            content("img/train3.png", b"%!PS-Adobe-3.0 EPSF-3.0\n%%EOF\n"),
+            r"img/train3.png cannot be read",
+        ),
+        # what is not there, or twice
+        (
+            "mtan",
+            remove("train/image/3.npy"),
+            r"train/image/3.npy is missing: expected image 0.npy to 11.npy",
+        ),
+        ("mtan", rename("train/*/3.npy", "99.npy"), r"train/image/3.npy is missing"),
+        (
+            "mtan",
+            rename("train/*/*.npy", "{}.png"),
+            r"train: the split is empty, expected image/0.npy",
+        ),
+        ("mtan", rename("val", "test"), r"val: the split is empty"),
+        (
+            "mtan",
+            copied("train/*/3.npy", "5.npy"),
+            r"train/image/5.npy is the same as .*train/image/3.npy",
+        ),
+        (
+            "mtan",
+            everywhere("val/depth/*.npy", lambda d: d * 0),
+            r"val: no pixel of 4 samples has a valid depth",
+        ),
+        (
+            "mtan",
+            everywhere("train/label/*.npy", lambda n: n * 0 - 1),
+            r"train: no pixel of 12 samples has a valid segmentation",
+        ),
+        (
+            "mtan",
+            everywhere("train/normal/*.npy", lambda n: n * 0),
+            r"train: no pixel of 12 samples has a valid normals",
+        ),
+        (
+            "hugging face",
+            rename("data/train*", "train-00000-of-00002.parquet"),
+            r"has 1 of 2 files train\*.parquet; missing: train-00001-of-00002",
+        ),
+        (
+            "hugging face",
+            copied("data/train*", "train-00000-of-00001-copy.parquet"),
+            r"has 2 of 1 files train\*.parquet",
+        ),
+        (
+            "hugging face",
+            table(lambda f: pd.concat([f, f[5:6]])),
+            r"row 12 of .*parquet is the same as row 5",
+        ),
+        (
+            "hugging face",
+            table(lambda f: f.drop(columns="depth")),
+            r"train-00000-of-00001.parquet has no depth: expected image",
+        ),
+        ("hugging face", table(lambda f: f[:0]), r"train: the split is empty"),
+        (
+            "hugging face",
+            table(ragged),
+            r"parquet has a row whose depth is no array of numbers \(lists of 3 lengths\)",
+        ),
+        ("hugging face", table(turned_cell), r"parquet is 32 x 24: expected 24 x 32, as its image"),
+        (
+            "hugging face",
+            table(lambda f: f.assign(segmentation="a")),
+            r"parquet has a row whose segmentation is no array",
+        ),
+        # the index
+        ("adashare", row(lambda names: [*names[:3], None]), r"nyu_v2_3task.json \(.*NoneType"),
+        ("adashare", row(lambda names: [5, *names[1:]]), r"nyu_v2_3task.json \(.*int"),
+        (
+            "adashare",
+            row(lambda names: ["", *names[1:]]),
+            r"nyu_v2_3task.json \('' is no file's path under its folder\)",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["a\nb\0", *names[1:]]),
+            r"nyu_v2_3task.json \('a\\nb\\x00' is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["\ud800", *names[1:]]),
+            r"nyu_v2_3task.json \('\\ud800' is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["x" * 5000, *names[1:]]),
+            r"nyu_v2_3task.json \('x{99} is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["../a.png", *names[1:]]),
+            r"nyu_v2_3task.json \('../a.png' is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: [r"img\..\..\a.png", *names[1:]]),
+            r"nyu_v2_3task.json .* is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["/dev/zero", *names[1:]]),
+            r"nyu_v2_3task.json \('/dev/zero' is no file's path",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["img", *names[1:]]),
+            r"data/img is missing or no regular file: nyu_v2_3task.json lists it",
+        ),
+        (
+            "adashare",
+            row(lambda names: ["img/train1.png", *names[1:]]),
+            r"nyu_v2_3task.json \(img/train1.png is listed twice\)",
+        ),
+        (
+            "adashare",
+            content("nyu_v2_3task.json", b'{"train": [["\xff"]]}'),
+            r"nyu_v2_3task.json is no whole JSON file",
+        ),
+        (
+            "adashare",
+            content("nyu_v2_3task.json", b"[" * 100_000),
+            r"nyu_v2_3task.json is no whole JSON file \(damaged JSON",
+        ),
+        (
+            "adashare",
+            content("nyu_v2_3task.json", b'{"train": []}'),
+            r"nyu_v2_3task.json .*: expected {train, test",
+        ),
+        # FashionMNIST's files
+        (
+            "multifashion",
+            rewrite(FILES[1], lambda b: b[:-1]),
+            r"train-labels-idx1-ubyte.gz holds no IDX of \(23,\) bytes",
+        ),
+        (
+            "multifashion",
+            rewrite(FILES[1], lambda b: b[:-1] + b"\x0a"),
+            r"train-labels-idx1-ubyte.gz has 24 labels up to 10",
+        ),
+        (
+            "multifashion",
+            rewrite(FILES[2], lambda b: b[:16]),
+            r"t10k-images-idx3-ubyte.gz holds no IDX of \(0, 28, 28\) bytes",
+        ),
+        (
+            "multifashion",
+            rewrite(FILES[0], lambda b: bytes(2**26)),
+            r"train-images-idx3-ubyte.gz cannot be read \(it holds 50331649 ",
+        ),
+    ],
+)
 def test_data_that_is_not_what_its_layout_says_is_refused(layout, damage, message, tmp_path):
     name, make = LAYOUTS[layout]
     folder = make(tmp_path / "data")
@@ -689,18 +858,21 @@ def windows_index(folder):
     file.write_bytes(file.read_text().replace("/", "\\\\").encode("utf-8-sig"))
 
 
-@pytest.mark.parametrize("layout, change", [
-    ("mtan", hidden_beside),
-    ("mtan", everywhere("*/label/*.npy", lambda n: n[..., None])),
-    ("mtan", everywhere("*/label/*.npy", lambda n: n.astype("i1"))),
-    ("mtan", everywhere("*/label/*.npy", lambda n: np.where(n < 0, 255, n))),
-    ("mtan", everywhere("*/*/*.npy", np.asfortranarray)),
-    ("mtan", everywhere("*/*/*.npy", lambda a: a.astype(a.dtype.newbyteorder(">")))),
-    ("mtan", everywhere("*/depth/*.npy", lambda d: np.where(d == 0, np.inf, d))),
-    ("mtan", everywhere("*/depth/*.npy", lambda d: np.where(d == 0, -1, d))),
-    ("hugging face", linked_folder),
-    ("adashare", windows_index),
-])
+@pytest.mark.parametrize(
+    "layout, change",
+    [
+        ("mtan", hidden_beside),
+        ("mtan", everywhere("*/label/*.npy", lambda n: n[..., None])),
+        ("mtan", everywhere("*/label/*.npy", lambda n: n.astype("i1"))),
+        ("mtan", everywhere("*/label/*.npy", lambda n: np.where(n < 0, 255, n))),
+        ("mtan", everywhere("*/*/*.npy", np.asfortranarray)),
+        ("mtan", everywhere("*/*/*.npy", lambda a: a.astype(a.dtype.newbyteorder(">")))),
+        ("mtan", everywhere("*/depth/*.npy", lambda d: np.where(d == 0, np.inf, d))),
+        ("mtan", everywhere("*/depth/*.npy", lambda d: np.where(d == 0, -1, d))),
+        ("hugging face", linked_folder),
+        ("adashare", windows_index),
+    ],
+)
 def test_the_same_data_in_another_guise_is_read_as_it_is(layout, change, tmp_path):
     name, make = LAYOUTS[layout]
     plain = load_dataset(name, str(make(tmp_path / "plain")))
@@ -726,6 +898,7 @@ def test_a_normal_with_a_part_that_is_no_number_is_none():
 
 # --- where data lies, and what is remembered of it ---
 
+
 def test_a_root_means_the_same_from_wherever_it_is_asked_for(tmp_path, monkeypatch):
     mtan(tmp_path / "home" / "nyu")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -739,11 +912,17 @@ def test_a_root_means_the_same_from_wherever_it_is_asked_for(tmp_path, monkeypat
     assert data_digest("nyuv2", "nyu") == whole, "the working folder comes first"
 
 
-@pytest.mark.parametrize("root, message", [
-    (os.fsdecode(b"/non\xffutf8"), r"'/non\\udcffutf8' has a character that is no UTF-8"),
-    ("/two\nlines", r"'/two\\nlines' has a character .* ends a line"),
-    ("~nobody-of-that-name/nyu", "there is no ~nobody-of-that-name/nyu .*: write the whole path"),
-])
+@pytest.mark.parametrize(
+    "root, message",
+    [
+        (os.fsdecode(b"/non\xffutf8"), r"'/non\\udcffutf8' has a character that is no UTF-8"),
+        ("/two\nlines", r"'/two\\nlines' has a character .* ends a line"),
+        (
+            "~nobody-of-that-name/nyu",
+            "there is no ~nobody-of-that-name/nyu .*: write the whole path",
+        ),
+    ],
+)
 def test_a_root_that_cannot_be_is_one_line_that_names_it(root, message):
     with pytest.raises(ValueError, match=message) as caught:
         data_digest("nyuv2", root)
@@ -791,12 +970,15 @@ def zeros_at_the_end(train, test):
     os.truncate(train, size)
 
 
-@pytest.mark.parametrize("damage", [
-    zeros_at_the_end,
-    lambda train, test: train.write_bytes(train.read_bytes()[:-1] + b"\x55"),
-    lambda train, test: train.write_bytes(test.read_bytes()),
-    lambda train, test: train.write_bytes(safetensors.torch.save({"x": torch.zeros(1)})),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        zeros_at_the_end,
+        lambda train, test: train.write_bytes(train.read_bytes()[:-1] + b"\x55"),
+        lambda train, test: train.write_bytes(test.read_bytes()),
+        lambda train, test: train.write_bytes(safetensors.torch.save({"x": torch.zeros(1)})),
+    ],
+)
 def test_a_cache_that_is_not_what_was_written_is_decoded_again(damage, tmp_path):
     whole = load_dataset("nyuv2", str(mtan(tmp_path / "data")))
     test, train = sorted((tmp_path / "cache").glob("nyuv2-*.safetensors"))
@@ -848,6 +1030,7 @@ def test_data_sets_go_by_the_names_of_their_files():
 
 
 # --- two real images ---
+
 
 @pytest.fixture
 def real(tmp_path):

@@ -25,9 +25,7 @@ from mtprune_utils.core.scoring import NEEDS, WEIGHTS, Scores
 from mtprune_utils.core.selection import ranks
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.signals import task_backward
-from mtprune_utils.core.targets import (
-    IGNORE, Depth, ImageClass, InverseDepth, Labels, Normals,
-)
+from mtprune_utils.core.targets import IGNORE, Depth, ImageClass, InverseDepth, Labels, Normals
 from mtprune_utils.core.task import numbers
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.datasets import data_digest, data_tasks, load_dataset
@@ -41,7 +39,14 @@ from mtprune_utils.study.grid import Experiment
 from test_real_data import cityscapes, mtan
 
 REGISTRIES = (
-    "criteria", "tasks", "datasets", "backbones", "schedules", "stages", "rankings", "weightings",
+    "criteria",
+    "tasks",
+    "datasets",
+    "backbones",
+    "schedules",
+    "stages",
+    "rankings",
+    "weightings",
 )
 
 
@@ -62,6 +67,7 @@ def test_an_entry_is_found_by_its_file_says_what_it_is_and_a_misspelt_one_is_ref
 
 # --- criteria: small networks, of which the test knows by itself what goes with a filter ---
 
+
 class Residual(nn.Module):
     """A stem, and a block whose sum ties its last convolution to the stem."""
 
@@ -69,8 +75,11 @@ class Residual(nn.Module):
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6))
         self.block = nn.Sequential(
-            nn.Conv2d(6, 5, 3, padding=1, bias=False), nn.BatchNorm2d(5), nn.ReLU(),
-            nn.Conv2d(5, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6),
+            nn.Conv2d(6, 5, 3, padding=1, bias=False),
+            nn.BatchNorm2d(5),
+            nn.ReLU(),
+            nn.Conv2d(5, 6, 3, padding=1, bias=False),
+            nn.BatchNorm2d(6),
         )
 
     def forward(self, x):
@@ -87,9 +96,7 @@ def separable() -> nn.Sequential:
 
 def norms() -> nn.Sequential:
     first, second = nn.Conv2d(3, 6, 3, bias=False), nn.Conv2d(6, 5, 3, bias=False)
-    return nn.Sequential(
-        first, nn.BatchNorm2d(6), nn.ReLU(), second, nn.BatchNorm2d(5), nn.ReLU()
-    )
+    return nn.Sequential(first, nn.BatchNorm2d(6), nn.ReLU(), second, nn.BatchNorm2d(5), nn.ReLU())
 
 
 class Known(NamedTuple):
@@ -105,9 +112,12 @@ HEADS = " ".join(f"heads.{task}" for task in TASKS)
 
 
 def known(made: str, gates: str, readers: str) -> Known:
-    return Known(*(tuple(
-        name if name.startswith("heads.") else f"trunk.{name}" for name in of.split()
-    ) for of in (made, gates, readers)))
+    return Known(
+        *(
+            tuple(name if name.startswith("heads.") else f"trunk.{name}" for name in of.split())
+            for of in (made, gates, readers)
+        )
+    )
 
 
 def residual_maps(trunk, x):
@@ -123,7 +133,8 @@ NETWORKS = {
         lambda trunk, x: [[trunk[:2](x)], [trunk(x)]],
     ),
     "batch norm": (
-        norms, [known("0", "1", "3"), known("3", "4", HEADS)],
+        norms,
+        [known("0", "1", "3"), known("3", "4", HEADS)],
         lambda trunk, x: [[trunk[:3](x)], [trunk(x)]],
     ),
     "residual": (
@@ -135,7 +146,8 @@ NETWORKS = {
         residual_maps,
     ),
     "depthwise": (
-        separable, [known("0 3", "1 4", "6"), known("6", "7", HEADS)],
+        separable,
+        [known("0 3", "1 4", "6"), known("6", "7", HEADS)],
         lambda trunk, x: [[trunk[:3](x), trunk[:6](x)], [trunk(x)]],
     ),
     "linear": (
@@ -149,7 +161,7 @@ NETWORKS = {
 IMAGE = (4, 3, 8, 8)
 # {criterion: networks of which it is not defined, and what it says there}
 UNDEFINED = {
-    "bn_scale": (("convolutions", "linear"), "no norm scales the filters of trunk.[01]: leave it"),
+    "bn_scale": (("convolutions", "linear"), "no norm scales the filters of trunk.[01]: leave it")
 }
 
 
@@ -181,10 +193,15 @@ def met(network: str):
     return model.train(), groups, expected, maps
 
 
-defined = pytest.mark.parametrize("name, network", [
-    (name, network) for name in registry.names("criteria") for network in NETWORKS
-    if network not in UNDEFINED.get(name, ((),))[0]
-])
+defined = pytest.mark.parametrize(
+    "name, network",
+    [
+        (name, network)
+        for name in registry.names("criteria")
+        for network in NETWORKS
+        if network not in UNDEFINED.get(name, ((),))[0]
+    ],
+)
 
 
 def images_of(batch: int) -> torch.Tensor:
@@ -194,8 +211,15 @@ def images_of(batch: int) -> torch.Tensor:
 def losses_of(model: nn.Module, batch: int, factor: float = 1.0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(100 + batch)
     return {
-        task: factor * (output - torch.randn(output.shape[:2], generator=generator).double()
-                        .view(*output.shape[:2], *[1] * (output.dim() - 2))).square().mean()
+        task: factor
+        * (
+            output
+            - torch.randn(output.shape[:2], generator=generator)
+            .double()
+            .view(*output.shape[:2], *[1] * (output.dim() - 2))
+        )
+        .square()
+        .mean()
         for task, output in model(images_of(batch)).items()
     }
 
@@ -222,9 +246,10 @@ def test_a_criterion_gives_one_finite_number_per_filter_and_draws_from_its_gener
     assert len(torch.cat(scores).unique()) > 1
 
 
-@pytest.mark.parametrize("name, network", [
-    (name, network) for name, (networks, _) in UNDEFINED.items() for network in networks
-])
+@pytest.mark.parametrize(
+    "name, network",
+    [(name, network) for name, (networks, _) in UNDEFINED.items() for network in networks],
+)
 def test_where_a_criterion_is_not_defined_it_says_so_in_a_line(name, network):
     model, groups, *_ = met(network)
     with pytest.raises(ValueError, match=UNDEFINED[name][1]) as error:
@@ -300,6 +325,7 @@ def test_filters_in_another_order_have_their_scores_in_that_order(name, network)
 
 # --- what each criterion is, one filter at a time ---
 
+
 class Seen(NamedTuple):
     """weights: {name: array}; batches: of each minibatch {task: {name: gradient}}; groups; maps: of
     each minibatch and group its feature maps, channels second."""
@@ -314,8 +340,10 @@ class Seen(NamedTuple):
         return [(of or self.weights)[f"{name}.weight"][f].ravel() for name in group.made]
 
     def summed(self) -> list[dict]:
-        return [{name: sum(of[name] for of in batch.values()) for name in self.weights}
-                for batch in self.batches]
+        return [
+            {name: sum(of[name] for of in batch.values()) for name in self.weights}
+            for batch in self.batches
+        ]
 
     def gate(self, group: Known, f: int, gradient: dict) -> float:
         """(gate x gradient)^2, the mean over gates."""
@@ -330,23 +358,30 @@ class Seen(NamedTuple):
         found = []
         for batch in self.batches:
             vectors = [np.concatenate(self.rows(group, f, of)) for of in batch.values()]
-            found.append([
-                a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)
-                for a, b in itertools.combinations(vectors, 2)
-            ])
+            found.append(
+                [
+                    a @ b / max(np.linalg.norm(a) * np.linalg.norm(b), 1e-300)
+                    for a, b in itertools.combinations(vectors, 2)
+                ]
+            )
         return np.array(found)
 
     def by_task(self, group: Known, f: int) -> np.ndarray:
         """E[T_k]"""
-        return np.array([
-            np.mean([self.gate(group, f, batch[task]) for batch in self.batches]) for task in TASKS
-        ])
+        return np.array(
+            [
+                np.mean([self.gate(group, f, batch[task]) for batch in self.batches])
+                for task in TASKS
+            ]
+        )
 
     def all(self, function) -> list[np.ndarray]:
         """function(seen, group, filter) of every filter, by group."""
         widths = [len(self.weights[f"{group.made[0]}.weight"]) for group in self.groups]
-        return [np.array([function(self, group, f) for f in range(width)])
-                for group, width in zip(self.groups, widths)]
+        return [
+            np.array([function(self, group, f) for f in range(width)])
+            for group, width in zip(self.groups, widths)
+        ]
 
 
 def place(values: np.ndarray) -> np.ndarray:
@@ -376,23 +411,31 @@ def taylor(seen, group, f):
 
 
 def by_weight(effect, seen, group, f):
-    return np.mean([
-        np.mean([effect(w * g).sum() for w, g in zip(seen.rows(group, f), seen.rows(group, f, of))])
-        for of in seen.summed()
-    ])
+    return np.mean(
+        [
+            np.mean(
+                [effect(w * g).sum() for w, g in zip(seen.rows(group, f), seen.rows(group, f, of))]
+            )
+            for of in seen.summed()
+        ]
+    )
 
 
 def fisher(seen, group, f):
-    squares = [np.mean([seen.rows(group, f, of)[i] ** 2 for of in seen.summed()], 0)
-               for i in range(len(group.made))]
+    squares = [
+        np.mean([seen.rows(group, f, of)[i] ** 2 for of in seen.summed()], 0)
+        for i in range(len(group.made))
+    ]
     return np.mean([(w**2 * g).sum() for w, g in zip(seen.rows(group, f), squares)])
 
 
 def jacobian(seen, group, f):
     found = []
     for of in seen.summed():
-        products = [(seen.weights[f"{name}.weight"] * of[f"{name}.weight"])[:, f].sum()
-                    for name in group.readers]
+        products = [
+            (seen.weights[f"{name}.weight"] * of[f"{name}.weight"])[:, f].sum()
+            for name in group.readers
+        ]
         found.append(seen.gate(group, f, of) + np.mean(np.square(products)))
     return np.mean(found)
 
@@ -438,16 +481,25 @@ def each(function):
 
 # {criterion: of all that was seen one array per group}
 ORACLES = {
-    "l1": each(l1), "l2": each(l2), "bn_scale": each(bn_scale), "fpgm": each(fpgm),
-    "taylor": each(taylor), "taylor_weight": each(partial(by_weight, np.square)),
-    "taylor_abs": each(partial(by_weight, np.abs)), "fisher": each(fisher),
-    "jacobian": each(jacobian), "activation": each(partial(of_maps, np.abs)),
-    "apoz": each(partial(of_maps, lambda a: a != 0)), "cosprune": each(cosprune),
+    "l1": each(l1),
+    "l2": each(l2),
+    "bn_scale": each(bn_scale),
+    "fpgm": each(fpgm),
+    "taylor": each(taylor),
+    "taylor_weight": each(partial(by_weight, np.square)),
+    "taylor_abs": each(partial(by_weight, np.abs)),
+    "fisher": each(fisher),
+    "jacobian": each(jacobian),
+    "activation": each(partial(of_maps, np.abs)),
+    "apoz": each(partial(of_maps, lambda a: a != 0)),
+    "cosprune": each(cosprune),
     "conflict_frequency": each(lambda *of: -(Seen.cosines(*of) < 0).mean()),
     "mt_taylor_sum": each(lambda *of: Seen.by_task(*of).sum()),
     "mt_taylor_normalised": partial(vote, sum, lambda column: column / column.sum()),
-    "mt_taylor_max": partial(vote, max, place), "mt_taylor_min": partial(vote, min, place),
-    "taylor_minus_conflict": taylor_minus_conflict, "cosprune_taylor": cosprune_taylor,
+    "mt_taylor_max": partial(vote, max, place),
+    "mt_taylor_min": partial(vote, min, place),
+    "taylor_minus_conflict": taylor_minus_conflict,
+    "cosprune_taylor": cosprune_taylor,
 }
 NO_ORACLE = {"random": "a draw: test_criteria holds that it is seeded"}
 
@@ -517,10 +569,13 @@ def depths(task, generator, images):
 
 # Targets of each kind; a task of a new kind adds its own here.
 EXAMPLES = {
-    Labels: labels, Depth: depths, InverseDepth: lambda *of: depths(*of) / 10, Normals: vectors,
-    ImageClass: lambda task, generator, images: (
-        torch.randint(task.channels, (images,), generator=generator).byte()
-    ),
+    Labels: labels,
+    Depth: depths,
+    InverseDepth: lambda *of: depths(*of) / 10,
+    Normals: vectors,
+    ImageClass: lambda task, generator, images: torch.randint(
+        task.channels, (images,), generator=generator
+    ).byte(),
 }
 
 
@@ -726,8 +781,13 @@ def test_a_data_set_holds_what_its_tasks_are_about(data):
         for task in tasks.values():
             target = part.targets[task.name][:64]
             kind = type(task.target)
-            shape = {Depth: (1, *size), InverseDepth: (1, *size), Normals: (3, *size),
-                     Labels: (*size,), ImageClass: ()}[kind]
+            shape = {
+                Depth: (1, *size),
+                InverseDepth: (1, *size),
+                Normals: (3, *size),
+                Labels: (*size,),
+                ImageClass: (),
+            }[kind]
             assert len(part.targets[task.name]) == len(part) and target.shape[1:] == shape
             valid = task.target.valid(target)
             assert valid.any() and target.float().isfinite().all()
@@ -782,6 +842,7 @@ def test_a_data_set_is_the_same_each_time_and_counts_what_is_asked_for(data):
 
 # --- backbones (test_models tests them in depth) ---
 
+
 def strides_of(name: str) -> list[int]:
     """The strides that a backbone has; the others are refused in a line that names them."""
     found = []
@@ -826,7 +887,8 @@ def test_a_backbone_is_built_alike_from_a_seed(name):
     side = 64 // full.stride
     outputs = one.eval()(torch.randn(2, 3, 64, 64))
     assert {task: tuple(o.shape) for task, o in outputs.items()} == {
-        "a": (2, 2, side, side), "b": (2, 1, side, side)
+        "a": (2, 2, side, side),
+        "b": (2, 1, side, side),
     }
     assert all(output.isfinite().all() for output in outputs.values())
 
@@ -834,8 +896,16 @@ def test_a_backbone_is_built_alike_from_a_seed(name):
 # --- schedules ---
 
 CASES = [  # (filters, of which so many can go, filters per removal)
-    (4224, 4159, 100), (272, 207, 110), (264, 199, 17), (12, 9, 1), (100, 99, 1), (100, 1, 1),
-    (40, 40 - 5, 7), (100, 60, 60), (100, 60, 1000), (100, 0, 10),
+    (4224, 4159, 100),
+    (272, 207, 110),
+    (264, 199, 17),
+    (12, 9, 1),
+    (100, 99, 1),
+    (100, 1, 1),
+    (40, 40 - 5, 7),
+    (100, 60, 60),
+    (100, 60, 1000),
+    (100, 0, 10),
 ]
 
 
@@ -877,6 +947,7 @@ def test_cubic_removes_ever_fewer_and_one_shot_all_at_once(total, spare, step):
 
 # --- rankings ---
 
+
 def layers_of(seed: int, ties: bool = False) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     scores = [10.0**-i * torch.rand(5 + 3 * i, generator=generator) for i in range(4)]
@@ -915,10 +986,20 @@ def test_lamp_refuses_scores_below_zero_and_takes_a_layer_of_zeros():
 # --- stages ---
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3,
-    "dense.evaluations": 1, "retrain.steps": 3, "retrain.evaluations": 1,
-    "prune.prune_interval": 1, "prune.filters_per_step": 110, "prune.cosine_batches": 1,
-    "tuning.trials": 1, "seeds": 1, "criteria": ["taylor", "random"],
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dense.steps": 3,
+    "dense.evaluations": 1,
+    "retrain.steps": 3,
+    "retrain.evaluations": 1,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 110,
+    "prune.cosine_batches": 1,
+    "tuning.trials": 1,
+    "seeds": 1,
+    "criteria": ["taylor", "random"],
 }
 
 
@@ -938,7 +1019,10 @@ def test_a_stage_is_a_whole_record_and_writes_its_tables(name, grid):
     for function in (stage.source, stage.search, stage.settings, stage.weights, stage.entries):
         assert list(inspect.signature(function).parameters) == ["run"]
     assert list(inspect.signature(stage.perform).parameters) == [
-        "run", "dataset", "report", "checkpoints"
+        "run",
+        "dataset",
+        "report",
+        "checkpoints",
     ]
     for entry in stage.entries(run):
         folder, _, known = entry.partition(".")

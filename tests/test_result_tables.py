@@ -32,34 +32,39 @@ def record(text, **changed):
     return json.dumps(json.loads(lines(text)[0]) | changed) + "\n"
 
 
-@pytest.mark.parametrize("file, edit", [
-    ("runs.jsonl", lambda text: text[: len(text) // 3]),
-    ("runs.jsonl", lambda text: '{"stage": "dense"}\n' + text),
-    ("runs.jsonl", lambda text: "[1]\n" + text),
-    ("runs.jsonl", lambda text: "[" * 100_000 + "\n" + text),
-    ("runs.jsonl", lambda text: lines(text)[0] * 2),
-    ("runs.jsonl", lambda text: record(text, stage="other")),
-    ("runs.jsonl", lambda text: record(text, name="../dense")),
-    ("runs.jsonl", lambda text: record(text, files={})),
-    (
-        "runs.jsonl",
-        lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"/x.json": {}}),
-    ),
-    (
-        "runs.jsonl",
-        lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"../x.json": {}}),
-    ),
-    ("dense_curve.csv", lambda text: lines(text)[0]),
-    ("dense_curve.csv", lambda text: None),
-    ("dense_curve.csv", lambda text: text.replace("run,", "ran,", 1)),
-    ("dense_curve.csv", lambda text: bytes(range(256))),
-    ("dense_curve.csv", lambda text: text.rsplit(",", 3)[0] + "\n"),
-    ("dense_curve.csv", lambda text: text.rstrip() + ",1,2\n"),
-    ("dense_curve.csv", lambda text: "".join(lines(text)[:-1])),
-    ("dense_evaluations.csv", lambda text: text + "".join(lines(text)[1:])),
-    ("dense_evaluations.csv", lambda text: text.rstrip().rsplit(",", 1)[0] + ",abc\n"),
-    ("dense_evaluations.csv", lambda text: text.replace("0.", "9.", 1)),
-])
+@pytest.mark.parametrize(
+    "file, edit",
+    [
+        ("runs.jsonl", lambda text: text[: len(text) // 3]),
+        ("runs.jsonl", lambda text: '{"stage": "dense"}\n' + text),
+        ("runs.jsonl", lambda text: "[1]\n" + text),
+        ("runs.jsonl", lambda text: "[" * 100_000 + "\n" + text),
+        ("runs.jsonl", lambda text: lines(text)[0] * 2),
+        ("runs.jsonl", lambda text: record(text, stage="other")),
+        ("runs.jsonl", lambda text: record(text, name="../dense")),
+        ("runs.jsonl", lambda text: record(text, files={})),
+        (
+            "runs.jsonl",
+            lambda text: record(text, files=json.loads(lines(text)[0])["files"] | {"/x.json": {}}),
+        ),
+        (
+            "runs.jsonl",
+            lambda text: record(
+                text, files=json.loads(lines(text)[0])["files"] | {"../x.json": {}}
+            ),
+        ),
+        ("dense_curve.csv", lambda text: lines(text)[0]),
+        ("dense_curve.csv", lambda text: None),
+        ("dense_curve.csv", lambda text: text.replace("run,", "ran,", 1)),
+        ("dense_curve.csv", lambda text: bytes(range(256))),
+        ("dense_curve.csv", lambda text: text.rsplit(",", 3)[0] + "\n"),
+        ("dense_curve.csv", lambda text: text.rstrip() + ",1,2\n"),
+        ("dense_curve.csv", lambda text: "".join(lines(text)[:-1])),
+        ("dense_evaluations.csv", lambda text: text + "".join(lines(text)[1:])),
+        ("dense_evaluations.csv", lambda text: text.rstrip().rsplit(",", 1)[0] + ",abc\n"),
+        ("dense_evaluations.csv", lambda text: text.replace("0.", "9.", 1)),
+    ],
+)
 def test_tables_that_are_not_as_they_were_collected_are_refused_in_one_line(
     collected, tmp_path, file, edit
 ):

@@ -43,8 +43,11 @@ def test_a_changed_table_changes_the_documents(tmp_path):
     figures = shutil.copytree(FIGURES.parent, tmp_path / "figures")
     table = figures / "study" / "table1_claims.csv"
     table.write_text(table.read_text().replace("disagrees", "agrees"))
-    changed = {name for name, text in readme.documents(figures).items()
-               if (PROJECT / name).read_text() != text}
+    changed = {
+        name
+        for name, text in readme.documents(figures).items()
+        if (PROJECT / name).read_text() != text
+    }
     assert changed == {"README.md", "docs/results.md"}
 
 
@@ -103,15 +106,24 @@ def test_lines_are_at_most_100_columns():
         f"{file.relative_to(PROJECT)}:{number}"
         for folder in ("mtprune_utils", "tools", "benchmarks", "tests")
         for file in sorted((PROJECT / folder).rglob("*.py"))
-        for number, line in enumerate(file.read_text().splitlines(), 1) if len(line) > 100
+        for number, line in enumerate(file.read_text().splitlines(), 1)
+        if len(line) > 100
     ]
     assert not long
 
 
 def test_the_training_path_imports_no_more_than_four_packages():
     heavy = [
-        "torchvision", "pandas", "matplotlib", "seaborn", "scipy", "pyarrow", "PIL", "optuna",
-        "snakemake", "papermill",
+        "torchvision",
+        "pandas",
+        "matplotlib",
+        "seaborn",
+        "scipy",
+        "pyarrow",
+        "PIL",
+        "optuna",
+        "snakemake",
+        "papermill",
     ]
     loaded = f"[name for name in {heavy} if name in sys.modules]"
     code = f"import sys, mtprune_utils.study.execute; print({loaded})"
@@ -122,7 +134,8 @@ def test_the_training_path_imports_no_more_than_four_packages():
 
 
 QUICK = [
-    name for name, path in store.figure_notebooks().items()
+    name
+    for name, path in store.figure_notebooks().items()
     if Experiment(PROFILES["quick"]).draws(store.about_notebook(path)) and name != "fig7_tuning"
 ]  # it does not tune
 
@@ -179,22 +192,31 @@ def test_figure_2_is_drawn_where_every_seed_passed():
 
     A mean of one seed among means of all would look like a trend.
     """
-    table = pd.DataFrame([
-        {
-            "criterion": "taylor", "seed": seed, "removal": removal, "layer": layer, "width": width,
-            "cosine": 0.1, "dead_share": 0,
-        }
-        for seed, widths in ((0, (8, 6, 5)), (1, (8, 7, 5)))
-        for removal, width in enumerate(widths)
-        for layer in range(2)
-    ])
+    table = pd.DataFrame(
+        [
+            {
+                "criterion": "taylor",
+                "seed": seed,
+                "removal": removal,
+                "layer": layer,
+                "width": width,
+                "cosine": 0.1,
+                "dead_share": 0,
+            }
+            for seed, widths in ((0, (8, 6, 5)), (1, (8, 7, 5)))
+            for removal, width in enumerate(widths)
+            for layer in range(2)
+        ]
+    )
     _, drawn = fig2_layer_widths(table)
     assert sorted(set(drawn["filters"])) == [10, 16]
     assert sorted(set(drawn["share"])) == [5 / 8, 1], "of the dense network's width"
 
 
 TARGETS = {
-    "taylor_over_plain": 1.05, "cosprune_over_minimal": 1.05, "removal_over_plain": 2,
+    "taylor_over_plain": 1.05,
+    "cosprune_over_minimal": 1.05,
+    "removal_over_plain": 2,
     "quarter_over_dense": 0.4,
 }
 
@@ -249,9 +271,10 @@ def test_the_claims_follow_from_the_committed_tables(profile, tmp_path):
         )
         assert table["claim"].tolist() == committed["claim"].tolist()
         assert table["outcome"].tolist() == committed["outcome"].tolist()
-    assert fresh[0]["paper"].tolist() == pd.read_csv(
-        PROJECT / "figures" / profile / "table1_claims.csv"
-    )["paper"].tolist()
+    assert (
+        fresh[0]["paper"].tolist()
+        == pd.read_csv(PROJECT / "figures" / profile / "table1_claims.csv")["paper"].tolist()
+    )
     numbers = ["estimate", "low", "high", "tost_low", "tost_high", "p"]
     committed = pd.read_csv(PROJECT / "figures" / profile / "table1_cells.csv")
     pd.testing.assert_frame_equal(

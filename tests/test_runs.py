@@ -22,10 +22,17 @@ from mtprune_utils.study.grid import Experiment, Run
 from mtprune_utils.study.profiles import PROFILES, get_profile
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 3,
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dense.steps": 3,
     "dense.evaluations": 1,
-    "retrain.steps": 3, "retrain.evaluations": 1, "prune.prune_interval": 1,
-    "prune.filters_per_step": 110, "tuning.trials": 0,
+    "retrain.steps": 3,
+    "retrain.evaluations": 1,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 110,
+    "tuning.trials": 0,
     "prune.cosine_batches": 1,
 }
 
@@ -97,7 +104,7 @@ def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
     The committed runs go by that.
     """
     module = tmp_path / "module.py"
-    module.write_text('''class A:
+    module.write_text("""class A:
     x: int = 1
 
     def f(self, *names, key=None, **more):
@@ -105,7 +112,7 @@ def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):
             case None:
                 return f"{names!r:>{self.x}} {{}}"
         return [lambda: None, {**more}, ...]
-''')
+""")
     assert source_digest([module]) == "b91bdc026ab14e0a"
 
 
@@ -330,10 +337,12 @@ def test_two_runs_from_empty_folders_give_equal_tables(tmp_path):
     for name in ("one", "two"):
         run = experiment(tmp_path / name).prune("taylor", 0)
         execute(run, report=lambda line: None)
-        tables.append([
-            run.path(file).read_bytes()
-            for file in ("evaluations.csv", "layers.csv", "model.safetensors")
-        ])
+        tables.append(
+            [
+                run.path(file).read_bytes()
+                for file in ("evaluations.csv", "layers.csv", "model.safetensors")
+            ]
+        )
     assert tables[0] == tables[1]
 
 

@@ -15,7 +15,12 @@ from mtprune_utils.core.groups import trace
 from mtprune_utils.core.model import build
 from mtprune_utils.core.pruner import Pruner
 from mtprune_utils.core.scoring import (
-    ACTIVATIONS, TASK_GRADIENTS, Criterion, Scores, Signals, score_minibatch,
+    ACTIVATIONS,
+    TASK_GRADIENTS,
+    Criterion,
+    Scores,
+    Signals,
+    score_minibatch,
 )
 from mtprune_utils.core.signals import backward
 from mtprune_utils.criteria import get_criterion
@@ -41,6 +46,7 @@ def hooks(model: nn.Module) -> int:
 
 
 # --- several criteria on one pass ---
+
 
 def test_criteria_scored_on_one_pass_are_those_scored_each_by_itself(normed):
     together = [scores_of(name, normed) for name in CRITERIA]
@@ -81,6 +87,7 @@ def test_criteria_that_compare_tasks_take_no_more_passes_than_cosprune(normed, m
 
 # --- averages, then scores ---
 
+
 def statistics_of(name: str, model, batches, resumed: bool = False) -> list[torch.Tensor]:
     scores = scores_of(name, model, torch.Generator().manual_seed(3))
     for seed in batches:
@@ -117,7 +124,9 @@ def test_a_vote_is_on_averages(model):
     values = [{"a": torch.tensor([4.0, 0.0]), "b": torch.tensor([0.0, 3.0])}[k] for k in "ab"]
     seen = iter(values)
     own = Criterion(
-        "own", "gradient", lambda signals, _: {"value": next(seen)},
+        "own",
+        "gradient",
+        lambda signals, _: {"value": next(seen)},
         lambda means, signals: [means[0]["value"].argsort().argsort()],
     )
     group = type("Two", (), {"units": 2, "root": "x"})
@@ -162,12 +171,20 @@ def test_jacobian_is_twice_taylor_where_one_layer_reads(architecture, backbone):
 
 # --- what is refused ---
 
-@pytest.mark.parametrize("given, message", [
-    (lambda n: torch.zeros(n + 1, 2), "statistics per filter, a tensor of shape .*, got shape"),
-    (lambda n: {"a": torch.zeros(n), "b": torch.zeros(2)}, "as b a tensor of shape .*, got shape"),
-    (lambda n: {}, "got dict"), (lambda n: None, "got NoneType"),
-    (lambda n: {"a": torch.full((n,), torch.nan)}, "gave a score that is NaN"),
-])
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (lambda n: torch.zeros(n + 1, 2), "statistics per filter, a tensor of shape .*, got shape"),
+        (
+            lambda n: {"a": torch.zeros(n), "b": torch.zeros(2)},
+            "as b a tensor of shape .*, got shape",
+        ),
+        (lambda n: {}, "got dict"),
+        (lambda n: None, "got NoneType"),
+        (lambda n: {"a": torch.full((n,), torch.nan)}, "gave a score that is NaN"),
+    ],
+)
 def test_statistics_are_checked_and_named(model, given, message):
     zeros = lambda means, signals: [torch.zeros(of.units) for of in signals]  # noqa: E731
     own = Criterion("own", "gradient", lambda signals, _: given(signals.units), zeros)
@@ -177,11 +194,14 @@ def test_statistics_are_checked_and_named(model, given, message):
         scores.mean()
 
 
-@pytest.mark.parametrize("combine, message", [
-    (lambda means, signals: means[1:], "must combine scores of 13 groups, got 12"),
-    (lambda means, signals: [of[:1] for of in means], "must combine one score .*, got shape"),
-    (lambda means, signals: [of[:, 0] / 0 for of in means], "gave a score that is NaN"),
-])
+@pytest.mark.parametrize(
+    "combine, message",
+    [
+        (lambda means, signals: means[1:], "must combine scores of 13 groups, got 12"),
+        (lambda means, signals: [of[:1] for of in means], "must combine one score .*, got shape"),
+        (lambda means, signals: [of[:, 0] / 0 for of in means], "gave a score that is NaN"),
+    ],
+)
 def test_what_is_combined_is_checked_and_named(model, combine, message):
     own = Criterion("own", "weights", lambda of, _: torch.zeros(of.units, 2), combine)
     with pytest.raises(ValueError, match=f"the criterion own {message}"):
@@ -220,6 +240,7 @@ def test_fpgm_of_many_filters_is_as_exact(architecture):
 
 
 # --- watching activations ---
+
 
 def test_only_a_criterion_of_activations_watches_and_no_longer_than_it_lives(normed):
     for name in CRITERIA:
@@ -286,7 +307,8 @@ class Reads(nn.Module):
         first, other = self.first(x).relu(), self.other(x).relu()
         joined = self.both(torch.cat([other, first], 1))
         return {
-            "a": self.blocks(first).mean((2, 3)), "b": joined.mean((2, 3)),
+            "a": self.blocks(first).mean((2, 3)),
+            "b": joined.mean((2, 3)),
             "c": self.flat(first.flatten(1)),
         }
 

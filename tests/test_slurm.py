@@ -22,7 +22,10 @@ pytestmark = pytest.mark.skipif("MTPRUNE_SLURM" not in os.environ, reason="make 
 
 # A run or two of every stage. The dense one lasts long enough to be stopped on its way.
 OVERRIDES = {
-    "seeds": 1, "controls.seeds": 0, "tuning.trials": 0, "dense.steps": 400,
+    "seeds": 1,
+    "controls.seeds": 0,
+    "tuning.trials": 0,
+    "dense.steps": 400,
     "checkpoint_seconds": 1.0,
 }
 LABEL = "smoke-custom"
@@ -42,8 +45,15 @@ def copy_repository(place):
 def start(repository, environment, *more):
     """The launcher, what it says going to a file."""
     command = [
-        sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke",
-        "--overrides", json.dumps(OVERRIDES), *more,
+        sys.executable,
+        "-m",
+        "mtprune_utils.run.launch",
+        "figures",
+        "--profile",
+        "smoke",
+        "--overrides",
+        json.dumps(OVERRIDES),
+        *more,
     ]
     path = f"{repository}:{environment.get('PYTHONPATH', '')}"
     environment = environment | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
@@ -83,9 +93,10 @@ def local(tmp_path_factory):
 def test_the_plan_says_how_long_a_batch_takes(local):
     """From the seconds of its jobs, within a quarter."""
     repository, seconds = local
-    names = {row["job"]: float(row["seconds"]) for row in read_table(
-        repository / "figures" / LABEL / "timings.csv"
-    )}
+    names = {
+        row["job"]: float(row["seconds"])
+        for row in read_table(repository / "figures" / LABEL / "timings.csv")
+    }
     experiment = plan.Experiment.open("smoke", "rooms", "", str(repository / "runs"), OVERRIDES)
     jobs = plan.jobs_of(experiment, lambda run: names[plan.job_name(run)])
     jobs = [plan.replace(job, seconds=names[job.name]) for job in jobs]
@@ -108,8 +119,13 @@ def test_a_batch_on_slurm_survives_kills_and_gives_the_same_bytes(local, tmp_pat
         # The first job is cancelled while it trains: its retry goes on from the checkpoint.
         wait_until(lambda: list(repository.glob("runs/smoke/dense/*/checkpoints/*")), repository)
         (job,) = queue("%A")
-        about = subprocess.run(["scontrol", "show", "job", job], env=environment,
-                               capture_output=True, text=True, check=True).stdout
+        about = subprocess.run(
+            ["scontrol", "show", "job", job],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         assert re.search(r"Tres\w+=.*gpu[:=]1", about) and "TimeLimit=00:15:00" in about
         subprocess.run(["scancel", job], env=environment, check=True)
         said = repository / "said.txt"

@@ -16,10 +16,17 @@ from mtprune_utils.study.grid import Experiment
 from mtprune_utils.study.profiles import get_profile
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4,
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dense.steps": 4,
     "dense.evaluations": 1,
-    "retrain.steps": 4, "retrain.evaluations": 2, "prune.prune_interval": 1,
-    "prune.filters_per_step": 60, "sizes": [0.6, 0.4],
+    "retrain.steps": 4,
+    "retrain.evaluations": 2,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 60,
+    "sizes": [0.6, 0.4],
     "tuning.trials": 3,
 }
 
@@ -146,7 +153,9 @@ def test_a_trial_that_diverges_is_given_up_and_the_search_goes_on(tmp_path, monk
     run = base.tune("prune", "cosprune", 0)
     execute(run, quiet)
     assert [row["state"] for row in read_table(run.path("trials.csv"))] == [
-        "complete", "pruned", "complete",
+        "complete",
+        "pruned",
+        "complete",
     ]
     assert read_json(run.path("best.json"))["loss"] == 0.5
 
@@ -233,8 +242,10 @@ def test_single_task_networks_have_one_head_and_see_the_same_images(tmp_path):
 
 def test_controls_change_the_schedule_and_nothing_else():
     base = Experiment.open("study", "rooms", "", "runs")
-    paper, constant, geometric = (base.prune("taylor", 0, arm=arm).params["prune"] for arm in
-                                  ("iterative", "constant_rate", "geometric"))
+    paper, constant, geometric = (
+        base.prune("taylor", 0, arm=arm).params["prune"]
+        for arm in ("iterative", "constant_rate", "geometric")
+    )
     assert constant == paper | {"lr_schedule": "constant"}
     assert geometric == paper | {"pruning_schedule": "geometric"}
     assert paper["lr_schedule"] == "cosine" and paper["pruning_schedule"] == "fixed"

@@ -9,9 +9,9 @@ from mtprune_utils.study import statistics
 
 
 def test_curve_over_seeds_interpolates_in_log_size_over_the_common_range():
-    table = pd.DataFrame({
-        "seed": [0, 0, 0, 1, 1], "size": [1, 10, 100, 100, 1], "y": [0.0, 1.0, 2.0, 4.0, 2.0],
-    })
+    table = pd.DataFrame(
+        {"seed": [0, 0, 0, 1, 1], "size": [1, 10, 100, 100, 1], "y": [0.0, 1.0, 2.0, 4.0, 2.0]}
+    )
     curve = statistics.curve_over_seeds(table, "size", "y", points=5)
     assert curve["x"].tolist() == pytest.approx([1, 10**0.5, 10, 10**1.5, 100])
     # Seed 0 is log10(size), seed 1 is 2 + log10(size): the mean lies 1 above the first, 2 apart is
@@ -30,7 +30,10 @@ def test_one_seed_has_no_spread():
 
 def test_points_over_seeds_average_both_axes_and_have_students_interval():
     columns = {
-        "seed": [0, 1, 0, 1], "level": [0, 0, 1, 1], "size": [10, 20, 1, 3], "y": [1.0, 3, 5, 5],
+        "seed": [0, 1, 0, 1],
+        "level": [0, 0, 1, 1],
+        "size": [10, 20, 1, 3],
+        "y": [1.0, 3, 5, 5],
     }
     points = statistics.points_over_seeds(pd.DataFrame(columns), "size", "y", by="level")
     half = scipy.stats.t.ppf(0.975, 1) * 1.0  # sd sqrt(2) over sqrt(2) seeds
@@ -41,6 +44,7 @@ def test_points_over_seeds_average_both_axes_and_have_students_interval():
 
 
 # --- matching by size ---
+
 
 def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
     rows = pd.DataFrame({"parameters": [1000, 100, 10_000], "y": [2.0, 1.0, 4.0]})
@@ -54,15 +58,22 @@ def test_values_at_a_size_are_the_nearest_rows_or_interpolated_in_log_size():
 def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
     def run(level, y, target_level):
         return {
-            "criterion": "a", "seed": 0, "arm": "iterative", "level": level,
+            "criterion": "a",
+            "seed": 0,
+            "arm": "iterative",
+            "level": level,
             "target_level": target_level,
-            "parameters": [1000, 300, 100], "widths": ["dense", "mid", "small"], "y": y,
+            "parameters": [1000, 300, 100],
+            "widths": ["dense", "mid", "small"],
+            "y": y,
         }
 
-    tuned = pd.concat([
-        pd.DataFrame(run(0, [1.0, 2.0, 3.0], [np.nan, 0, np.nan])),
-        pd.DataFrame(run(1, [1.0, 5.0, 6.0], [np.nan, 0, 1])),
-    ])
+    tuned = pd.concat(
+        [
+            pd.DataFrame(run(0, [1.0, 2.0, 3.0], [np.nan, 0, np.nan])),
+            pd.DataFrame(run(1, [1.0, 5.0, 6.0], [np.nan, 0, 1])),
+        ]
+    )
     points = statistics.at_sizes(tuned, {0: 300, 1: 100}, ["y", "parameters"])
     assert points[["level", "y", "widths"]].values.tolist() == [[0, 2.0, "mid"], [1, 6.0, "small"]]
     serves_all = pd.DataFrame(run(np.nan, [1.0, 2.0, 3.0], np.nan))
@@ -72,11 +83,14 @@ def test_points_at_sizes_are_of_the_run_that_was_tuned_for_them():
 
 
 def test_collapse_is_where_less_than_half_stays_less_than_half_and_censored_if_it_does_not():
-    table = pd.DataFrame({
-        "seed": [0, 0, 0, 1, 1, 1], "parameters": [10, 100, 50, 100, 50, 10],
-        "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
-        "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
-    })
+    table = pd.DataFrame(
+        {
+            "seed": [0, 0, 0, 1, 1, 1],
+            "parameters": [10, 100, 50, 100, 50, 10],
+            "a": [0.3, 0.9, 0.4, 0.9, 0.8, 0.6],
+            "b": [0.6, 0.4, 0.6, 0.9, 0.5, 0.1],
+        }
+    )
     sizes = statistics.collapse_sizes(table, ["a", "b"])
     assert sizes["a"].tolist()[0] == 50 and np.isnan(sizes.loc[1, "a"])
     assert np.isnan(sizes.loc[0, "b"]), "a dip it came back from"
@@ -149,24 +163,42 @@ def judged(rule, *cells):
     return found["outcome"].tolist(), statistics.judge_all(found["outcome"], rule)
 
 
-@pytest.mark.parametrize("rule, cells, outcomes, whole", [
-    ("two-sided", [NARROW, NARROW + 0.02], ["equivalent"] * 2, "equivalent"),  # differs, within it
-    ("two-sided", [NARROW, NARROW + 0.2], ["equivalent", "different"], "different"),
-    ("two-sided", [NARROW + 0.2, NARROW - 0.2], ["different"] * 2, "different"),  # no average
-    ("two-sided", [NARROW, NARROW + 0.1], ["equivalent", "differ, size open"], "differ, size open"),
-    ("two-sided", [NARROW, WIDE], ["equivalent", "inconclusive"], "inconclusive"),
-    ("zero", [NARROW, NARROW + 0.03], ["not told apart", "differs"], "differs"),
-    ("zero", [NARROW, WIDE], ["not told apart"] * 2, "not told apart"),
-    ("ahead", [NARROW + 0.1, NARROW + 0.2], ["better"] * 2, "better"),
-    ("ahead", [NARROW + 0.1, NARROW], ["better", "no worse"], "no worse"),
-    ("ahead", [NARROW + 0.1, NARROW - 0.05], ["better", "no worse"], "no worse"),  # within margin
-    ("ahead", [NARROW + 0.1, NARROW - 0.2], ["better", "worse"], "mixed"),
-    ("ahead", [NARROW, NARROW - 0.2], ["no worse", "worse"], "worse"),
-    ("ahead", [NARROW + 0.1, WIDE], ["better", "inconclusive"], "inconclusive"),
-    ("half", [NARROW + 0.1, NARROW - 0.2], ["below half"] * 2, "below half"),
-    ("half", [NARROW + 0.1, NARROW + 0.9], ["below half", "above half"], "above half"),
-    ("half", [NARROW + 0.1, WIDE + 0.5], ["below half", "inconclusive"], "inconclusive"),
-])
+@pytest.mark.parametrize(
+    "rule, cells, outcomes, whole",
+    [
+        (
+            "two-sided",
+            [NARROW, NARROW + 0.02],
+            ["equivalent"] * 2,
+            "equivalent",
+        ),  # differs, within it
+        ("two-sided", [NARROW, NARROW + 0.2], ["equivalent", "different"], "different"),
+        ("two-sided", [NARROW + 0.2, NARROW - 0.2], ["different"] * 2, "different"),  # no average
+        (
+            "two-sided",
+            [NARROW, NARROW + 0.1],
+            ["equivalent", "differ, size open"],
+            "differ, size open",
+        ),
+        ("two-sided", [NARROW, WIDE], ["equivalent", "inconclusive"], "inconclusive"),
+        ("zero", [NARROW, NARROW + 0.03], ["not told apart", "differs"], "differs"),
+        ("zero", [NARROW, WIDE], ["not told apart"] * 2, "not told apart"),
+        ("ahead", [NARROW + 0.1, NARROW + 0.2], ["better"] * 2, "better"),
+        ("ahead", [NARROW + 0.1, NARROW], ["better", "no worse"], "no worse"),
+        (
+            "ahead",
+            [NARROW + 0.1, NARROW - 0.05],
+            ["better", "no worse"],
+            "no worse",
+        ),  # within margin
+        ("ahead", [NARROW + 0.1, NARROW - 0.2], ["better", "worse"], "mixed"),
+        ("ahead", [NARROW, NARROW - 0.2], ["no worse", "worse"], "worse"),
+        ("ahead", [NARROW + 0.1, WIDE], ["better", "inconclusive"], "inconclusive"),
+        ("half", [NARROW + 0.1, NARROW - 0.2], ["below half"] * 2, "below half"),
+        ("half", [NARROW + 0.1, NARROW + 0.9], ["below half", "above half"], "above half"),
+        ("half", [NARROW + 0.1, WIDE + 0.5], ["below half", "inconclusive"], "inconclusive"),
+    ],
+)
 def test_rules(rule, cells, outcomes, whole):
     assert judged(rule, *cells) == (outcomes, whole)
 

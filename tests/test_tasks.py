@@ -151,7 +151,8 @@ def test_a_prediction_that_is_not_a_number_is_not_overlooked():
 
 def test_a_set_without_a_single_valid_pixel_has_no_metric():
     nothing = {
-        segmentation(NAMES[:3]): torch.full((2, 4, 4), 255), depth_task(): torch.zeros(2, 1, 4, 4),
+        segmentation(NAMES[:3]): torch.full((2, 4, 4), 255),
+        depth_task(): torch.zeros(2, 1, 4, 4),
         normals_task(): torch.zeros(2, 3, 4, 4),
     }
     for task, target in nothing.items():

@@ -52,7 +52,10 @@ def graph_of(model):
 
 def their_pruner(model, importance, inputs=EXAMPLE, **options):
     pruner = tp.pruner.BasePruner(
-        model, inputs, importance, output_transform=lambda outputs: list(outputs.values()),
+        model,
+        inputs,
+        importance,
+        output_transform=lambda outputs: list(outputs.values()),
         **options,
     )
     model.train()
@@ -60,6 +63,7 @@ def their_pruner(model, importance, inputs=EXAMPLE, **options):
 
 
 # --- ours in its pruners ---
+
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_its_groups_get_the_scores_that_ours_have(backbone):
@@ -103,7 +107,7 @@ def test_its_pruner_removes_what_scores_lowest_and_goes_on_with_new_scores(backb
         before = {name: tensor.clone() for name, tensor in model.named_parameters()}
         pruner.step()
         for group, score, width in zip(groups, scores, dense, strict=True):
-            stay = score.argsort()[group.units - int(width * (1 - share)):].sort().values
+            stay = score.argsort()[group.units - int(width * (1 - share)) :].sort().values
             norms = [m for m in group.members if m.kind == "norm"]
             assert norms
             for norm in norms:  # a convolution's columns go as well: a norm tells who stays
@@ -255,6 +259,7 @@ def test_an_importance_that_cannot_score_is_named_in_one_line():
 
 # --- what docs/torch_pruning.md says of three importances ---
 
+
 def one_layer(*weights):
     layer = nn.Linear(1, len(weights), bias=False)
     layer.weight.data = torch.tensor(weights).unsqueeze(1)
@@ -294,9 +299,7 @@ def test_its_taylor_takes_absolute_values_of_what_minibatches_add_up_to():
         gradient = torch.tensor(minibatch).unsqueeze(1)
         layer.weight.grad = gradient if layer.weight.grad is None else layer.weight.grad + gradient
     for multivariable in (False, True):
-        taylor = tp.importance.GroupTaylorImportance(
-            normalizer=None, multivariable=multivariable
-        )
+        taylor = tp.importance.GroupTaylorImportance(normalizer=None, multivariable=multivariable)
         # E (w g)^2: (4 + 4) / 2, and (1 + 1) / 2
         as_today("GroupTaylorImportance", taylor(group), today=[0, 2], right=[4, 1])
 
@@ -315,6 +318,7 @@ def test_its_taylor_reads_no_scale_of_a_batch_norm():
 
 
 # --- the page itself ---
+
 
 def test_the_code_of_the_page_runs_and_prints_what_it_says():
     text = PAGE.read_text()

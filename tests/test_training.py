@@ -9,7 +9,10 @@ from conftest import TASKS, WIDTHS, convs, gated, narrow, scores_of
 from mtprune_utils import registry
 from mtprune_utils.core import evaluation
 from mtprune_utils.core.evaluation import (
-    evaluate, evaluate_with_recalibrated_bn, forward, trivial_predictors,
+    evaluate,
+    evaluate_with_recalibrated_bn,
+    forward,
+    trivial_predictors,
 )
 from mtprune_utils.core.iterative import prune_iteratively, removal_plan
 from mtprune_utils.core.model import build
@@ -18,7 +21,13 @@ from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.core.trainer import Diverged, Trainer, train
 
 PROFILE = Profile(
-    "tiny", image_height=32, crop=32, scale=(1.0, 1.0), batch_size=8, stride=8, head_width=8,
+    "tiny",
+    image_height=32,
+    crop=32,
+    scale=(1.0, 1.0),
+    batch_size=8,
+    stride=8,
+    head_width=8,
     dropout=0.0,
     dense=Optimization(steps=6, evaluations=3),
     prune=Pruning(
@@ -29,7 +38,12 @@ PROFILE = Profile(
 
 def pruning_of(model, dataset, criterion, seed=0, profile=PROFILE, **more):
     return prune_iteratively(
-        model, dataset, profile, profile.prune, criterion, seed,
+        model,
+        dataset,
+        profile,
+        profile.prune,
+        criterion,
+        seed,
         measure=lambda model: evaluate_with_recalibrated_bn(model, dataset, dataset.test, profile),
         **more,
     )
@@ -42,8 +56,13 @@ def test_the_loop_goes_down_to_the_floor_and_records_every_step(architecture, da
     rows, layers = pruning_of(model, dataset, criterion)
     # 134 filters; 69 above the floor of 5 in 13 layers: 25 + 25 + the 19 that the floor leaves.
     assert [(row["phase"], row["filters"]) for row in rows] == [
-        ("dense", 134), ("removed", 109), ("recovered", 109), ("removed", 84), ("recovered", 84),
-        ("removed", 65), ("recovered", 65),
+        ("dense", 134),
+        ("removed", 109),
+        ("recovered", 109),
+        ("removed", 84),
+        ("recovered", 84),
+        ("removed", 65),
+        ("recovered", 65),
     ]
     assert model.architecture.width_list == [5] * 13
     assert [row["step"] for row in rows] == [0, 2, 4, 4, 6, 6, 8]
@@ -174,7 +193,11 @@ def test_training_learns_and_keeps_the_best_validation_weights(architecture, dat
     model = build(architecture, 0)
     before = evaluate(model, learnable.train, TASKS, PROFILE)
     curve = train(
-        model, learnable, PROFILE, Optimization(lr=3e-3, steps=60, evaluations=4), seed=0,
+        model,
+        learnable,
+        PROFILE,
+        Optimization(lr=3e-3, steps=60, evaluations=4),
+        seed=0,
         report=lambda line: None,
     )
     after = evaluate(model, learnable.train, TASKS, PROFILE)
@@ -216,8 +239,12 @@ def test_test_images_are_measured_with_statistics_of_the_weights_as_they_are(arc
 def test_the_learning_rate_follows_the_schedule(model, dataset):
     for lr_schedule, half in (("cosine", 0.5), ("constant", 1.0)):
         trainer = Trainer(
-            model, dataset, PROFILE,
-            Optimization(lr=1e-3, lr_schedule=lr_schedule, steps=4, evaluations=1), 4, 0,
+            model,
+            dataset,
+            PROFILE,
+            Optimization(lr=1e-3, lr_schedule=lr_schedule, steps=4, evaluations=1),
+            4,
+            0,
         )
         for _ in range(2):
             trainer.step()
@@ -296,7 +323,8 @@ def test_the_prior_of_a_segmentation_leaves_out_ignored_pixels():
     # Four images of two pixels.
     target = torch.tensor([[[2, 255]], [[255, 0]], [[2, 0]], [[1, 255]]], dtype=torch.uint8)
     assert TASKS["segmentation"].prior(target)[0, :, 0].T.tolist() == [
-        [0, 1, 2, 0, 0], [2, 0, 0, 0, 0],
+        [0, 1, 2, 0, 0],
+        [2, 0, 0, 0, 0],
     ]
 
 
@@ -304,7 +332,8 @@ def test_the_position_prior_predicts_what_each_position_usually_is(dataset):
     constant = dataset.train.targets["depth"][:1].expand(len(dataset.train), -1, -1, -1)
     targets = {**dataset.train.targets, "depth": constant}
     same = replace(
-        dataset, train=replace(dataset.train, targets=targets),
+        dataset,
+        train=replace(dataset.train, targets=targets),
         test=replace(dataset.train, targets=targets),
     )
     scores = trivial_predictors(same, PROFILE)

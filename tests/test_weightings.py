@@ -29,8 +29,16 @@ import torchjd  # noqa: E402, F401
 NAMES = registry.names("weightings")
 EPOCH = 3  # minibatches
 PROFILE = Profile(
-    "tiny", image_height=32, crop=32, scale=(0.75, 1.0), batch_size=8, backbone="vgg16_bn",
-    stride=8, head_width=8, dropout=0.2, dense=Optimization(steps=9, lr=1e-2, evaluations=3),
+    "tiny",
+    image_height=32,
+    crop=32,
+    scale=(0.75, 1.0),
+    batch_size=8,
+    backbone="vgg16_bn",
+    stride=8,
+    head_width=8,
+    dropout=0.2,
+    dense=Optimization(steps=9, lr=1e-2, evaluations=3),
 )
 
 
@@ -50,6 +58,7 @@ def losses_at(step: int, tasks=("a", "b", "c")) -> dict[str, torch.Tensor]:
 
 
 # --- what each promises ---
+
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_entry_says_what_it_is_and_a_misspelt_one_is_refused(name):
@@ -107,6 +116,7 @@ class StopsAt(Checkpoints):
 @pytest.fixture
 def trained(architecture, dataset, tmp_path):
     """Training with a weighting, stopped after some steps: its curve and weights."""
+
     def of(name, *stops):
         torch.manual_seed(5)
         model = build(narrow(architecture, backbone="vgg16_bn", dropout=0.2), 0)
@@ -159,13 +169,18 @@ def test_training_learns(name, architecture, dataset):
     learnable = replace(dataset, train=dataset.validation[torch.arange(16) % 8])
     settings = Optimization(lr=3e-3, steps=40, evaluations=2)
     curve = train(
-        build(architecture, 0), learnable, replace(PROFILE, weighting=name), settings, 0,
+        build(architecture, 0),
+        learnable,
+        replace(PROFILE, weighting=name),
+        settings,
+        0,
         lambda line: None,
     )
     assert curve[1]["train.depth.loss"] < 0.9 * curve[0]["train.depth.loss"]
 
 
 # --- formulas ---
+
 
 def test_equal_leaves_losses_and_optimizer_as_they_are(model, dataset):
     losses = losses_at(0)
@@ -201,9 +216,7 @@ def test_uncertainties_are_trained_without_weight_decay_and_scored_steps_train_t
     for name in ("taylor", "cosprune"):
         model = build(architecture, 0)
         settings = Pruning(lr=1e-2, weight_decay=10.0)
-        made = Trainer(
-            model, dataset, replace(PROFILE, weighting="uncertainty"), settings, 6, 0
-        )
+        made = Trainer(model, dataset, replace(PROFILE, weighting="uncertainty"), settings, 6, 0)
         networks, weights = made.optimizer.param_groups
         assert (networks["weight_decay"], weights["weight_decay"]) == (10.0, 0.0)
         assert weights["params"] == list(made.weighting.parameters())
@@ -261,6 +274,7 @@ def test_a_step_does_not_wait_for_the_device(model, dataset, monkeypatch):
 
 
 # --- aggregation ---
+
 
 def test_pcgrad_of_two_tasks():
     """Each gradient less its projection onto the other, if they conflict; their sum."""
@@ -323,9 +337,10 @@ def test_criteria_read_the_gradient_that_is_trained_with(model, dataset):
     assert all(torch.equal(*pair) for pair in zip(scores.mean(), again.mean()))
 
 
-@pytest.mark.parametrize("name, package", [
-    ("pcgrad", "torchjd==0.18.0"), ("upgrad", r"torchjd\[quadprog_projector\]==0.18.0"),
-])
+@pytest.mark.parametrize(
+    "name, package",
+    [("pcgrad", "torchjd==0.18.0"), ("upgrad", r"torchjd\[quadprog_projector\]==0.18.0")],
+)
 def test_without_torchjd_one_line_says_what_to_install(name, package, monkeypatch):
     own = builtins.__import__
 
@@ -343,10 +358,21 @@ def test_without_torchjd_one_line_says_what_to_install(name, package, monkeypatc
 # --- runs ---
 
 TINY = {
-    "train_images": 24, "test_images": 8, "crop": 32, "image_height": 32, "dense.steps": 4,
-    "dense.evaluations": 1, "retrain.steps": 4, "retrain.evaluations": 1,
-    "prune.prune_interval": 1, "prune.filters_per_step": 110, "prune.cosine_batches": 1,
-    "tuning.trials": 0, "seeds": 1, "controls.seeds": 0, "criteria": ["taylor"],
+    "train_images": 24,
+    "test_images": 8,
+    "crop": 32,
+    "image_height": 32,
+    "dense.steps": 4,
+    "dense.evaluations": 1,
+    "retrain.steps": 4,
+    "retrain.evaluations": 1,
+    "prune.prune_interval": 1,
+    "prune.filters_per_step": 110,
+    "prune.cosine_batches": 1,
+    "tuning.trials": 0,
+    "seeds": 1,
+    "controls.seeds": 0,
+    "criteria": ["taylor"],
 }
 
 
@@ -372,7 +398,8 @@ def test_a_weighting_is_part_of_a_runs_name_and_code_and_equal_keeps_the_names_t
     assert kept.retrain("taylor", 0, 0).name == "taylor-seed0-level0-scratch-36e9ebf328"
     of_each = [opened(tmp_path, weighting=name) for name in NAMES]
     for made in (
-        [of.dense(0) for of in of_each], [of.prune("taylor", 0) for of in of_each],
+        [of.dense(0) for of in of_each],
+        [of.prune("taylor", 0) for of in of_each],
         [of.retrain("taylor", 0, 0) for of in of_each],
     ):
         assert len({run.name for run in made}) == len({run.code for run in made}) == len(NAMES)

@@ -17,7 +17,7 @@ CLAIM_PROFILES = ("study", "quick")  # the first one that has runs of all of the
 CLAIMS = {  # the README's rows of Table 1, in the paper's terms
     "1": "One multi-task network saves computation and storage against one network per task.",
     "2": "Tuned and at equal size, the two criteria find architectures that do not differ "
-         "(re-trained from scratch).",
+    "(re-trained from scratch).",
     "2 literal": "The same word for word: no *significant* difference.",
     "2i": "The same of the iteratively pruned networks.",
     "3": "Iterative pruning collapses at extreme levels, in every task.",
@@ -26,7 +26,8 @@ CLAIMS = {  # the README's rows of Table 1, in the paper's terms
     "2 vs uniform": "Control: the architectures found, against uniform ones of equal size.",
 }
 ZOO = {  # folder of figures: the network and its data
-    "zoo": "VGG-16 on rooms", "zoo_resnet18": "ResNet-18 on rooms",
+    "zoo": "VGG-16 on rooms",
+    "zoo_resnet18": "ResNet-18 on rooms",
     "zoo_fashion-multifashion": "VGG-16 on MultiFashion",
 }
 RESULTS = {"study": "study", "quick": "quick", "fashion": "fashion-multifashion"}
@@ -84,7 +85,13 @@ def result_table(figures: Path) -> str:
         parameters = f"{arms.loc['scratch', 'x'] / 1000:.0f} k"
         rows.append((title(metric), *levels, style_of(criterion)[1], parameters, *both))
     header = (
-        "metric", "position prior", "dense", "criterion", "parameters", "iterative", "from scratch",
+        "metric",
+        "position prior",
+        "dense",
+        "criterion",
+        "parameters",
+        "iterative",
+        "from scratch",
     )
     seeds = len(read_json(figures / "fig3_retrained_from_scratch.json")["seeds"])
     note = f"Mean ± standard deviation over {seeds} seeds, on the test images."
@@ -99,7 +106,8 @@ def claims_table(figures: Path) -> str:
     judged = {name: figures / name / "table1_claims.csv" for name in CLAIM_PROFILES}
     tables = {
         name: pd.read_csv(path, index_col="claim").reindex(CLAIMS)
-        for name, path in judged.items() if path.exists()
+        for name, path in judged.items()
+        if path.exists()
     }
     whole = (name for name, table in tables.items() if table["seeds"].notna().all())
     profile = next(whole, CLAIM_PROFILES[-1])
@@ -158,12 +166,12 @@ def _ahead_and_behind(counts: pd.DataFrame) -> str:
     mixed = counts.index[(counts["behind"] > 0) & (counts["ahead"] > 0)]
     same = counts.index[(counts["behind"] == 0) & (counts["ahead"] == 0)]
     kinds = (
-        ("keep more in some cells than", ahead), ("keep less in some than", behind),
-        ("keep more in some and less in others than", mixed), ("are not told apart from", same),
+        ("keep more in some cells than", ahead),
+        ("keep less in some than", behind),
+        ("keep more in some and less in others than", mixed),
+        ("are not told apart from", same),
     )
-    words = [
-        f"{len(names)} ({', '.join(names)}) {what}" for what, names in kinds if len(names)
-    ]
+    words = [f"{len(names)} ({', '.join(names)}) {what}" for what, names in kinds if len(names)]
     return "; ".join(words)
 
 
@@ -204,9 +212,13 @@ def gpu_tables(benchmarks: Path) -> str:
         rates = rates.dropna()  # cut short
         share = steps[steps["step"] == "plain"].set_index(cell)
         rows = [
-            (*of, *(f"{rate:.0f}" for rate in rates.loc[of]),
-             f"{share.loc[of, 'share_of_matrix_peak']:.0%}")
-            for of in share.index if of in rates.index
+            (
+                *of,
+                *(f"{rate:.0f}" for rate in rates.loc[of]),
+                f"{share.loc[of, 'share_of_matrix_peak']:.0%}",
+            )
+            for of in share.index
+            if of in rates.index
         ]
         names = [f"{step}, steps/s" for step in rates.columns]
         steps_table = _table(("network", "precision", *names, "plain, of the peak"), rows)
@@ -221,10 +233,14 @@ def gpu_tables(benchmarks: Path) -> str:
         ranked = pd.read_csv(folder / "scores.csv")
         columns = ["criterion", "comparison", "rank correlation", "chosen by both, of 100"]
         checks = pd.read_csv(folder / "checks.csv")[["check", "outcome", "detail"]]
-        tables = (steps_table, _table(header, runs), *(
-            _table(tuple(table.columns), list(table.itertuples(index=False)))
-            for table in (ranked[columns], checks)
-        ))
+        tables = (
+            steps_table,
+            _table(header, runs),
+            *(
+                _table(tuple(table.columns), list(table.itertuples(index=False)))
+                for table in (ranked[columns], checks)
+            ),
+        )
         parts.append("\n\n".join((f"**{folder.name}**", *tables)))
     return "\n\n".join(parts)
 
@@ -234,7 +250,8 @@ def documents(figures: Path) -> dict[str, str]:
     quick, measured = figures / "quick", PROJECT / "benchmarks" / "results"
     parts = {
         "README.md": {
-            "claims": claims_table(figures), "zoo": zoo_paragraph(figures),
+            "claims": claims_table(figures),
+            "zoo": zoo_paragraph(figures),
             "notebooks": notebook_table(figures),
         },
         "docs/results.md": {

@@ -34,7 +34,8 @@ def other_codes(origin: dict) -> dict[tuple[str, str, str], str]:
     told = {(runs[label], run["code"]) for label, run in origin["runs"].items() if label in runs}
     return {
         (run.stage, code, run.code): run.experiment.refusal(run, code)
-        for run, code in told if code != run.code
+        for run, code in told
+        if code != run.code
     }
 
 

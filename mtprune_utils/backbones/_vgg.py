@@ -40,5 +40,6 @@ def torchvision_state(weights, model: nn.Module) -> dict[str, Tensor]:
     return {
         f"{own}.{name.rpartition('.')[2]}": source[name]
         for own, other in zip(ours, theirs, strict=True)
-        for name in names if name.startswith(f"{other}.")
+        for name in names
+        if name.startswith(f"{other}.")
     }

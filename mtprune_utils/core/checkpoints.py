@@ -167,6 +167,7 @@ def pack(state) -> bytes:
 def unpack(path: Path) -> dict:
     """The inverse of `pack`, from a file; tuples come back as lists, tensors on the CPU."""
     with safe_open(path, framework="pt") as file:
+
         def restored(value):
             if isinstance(value, list):
                 return [restored(item) for item in value]

@@ -82,7 +82,10 @@ class Split:
                 yield self[index if whole else index.to(here, non_blocking=True)]
         else:
             loader = torch.utils.data.DataLoader(
-                self, batch_size=None, sampler=indices, num_workers=2,
+                self,
+                batch_size=None,
+                sampler=indices,
+                num_workers=2,
                 pin_memory=self.device.type == "cuda",
                 generator=torch.Generator(),  # or it would draw from dropout's random numbers
             )
@@ -121,8 +124,13 @@ class Dataset:
 
     @classmethod
     def of(
-        cls, name: str, tasks: dict[str, Task], source: Source, digest: str,
-        train_images: int | None = None, test_images: int | None = None,
+        cls,
+        name: str,
+        tasks: dict[str, Task],
+        source: Source,
+        digest: str,
+        train_images: int | None = None,
+        test_images: int | None = None,
         validation_share: float = 0.125,
     ) -> "Dataset":
         """Keep the first so many images, and hold the last of the training images out.
@@ -221,9 +229,15 @@ class RandomBatches:
 
 
 def augment(
-    batch: Split, tasks: dict[str, Task], image_height: int, crop: int,
-    scale: tuple[float, float], depth_follows_scale: bool, generator: torch.Generator,
-    mirror: bool = True, stride: int = 1,
+    batch: Split,
+    tasks: dict[str, Task],
+    image_height: int,
+    crop: int,
+    scale: tuple[float, float],
+    depth_follows_scale: bool,
+    generator: torch.Generator,
+    mirror: bool = True,
+    stride: int = 1,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Random scale (of images `image_height` high), crop and mirror, in one resampling.
 
@@ -253,9 +267,7 @@ def augment(
     grid = F.affine_grid(
         torch.stack([across, down], 1), [count, 3, crop, crop], align_corners=False
     )
-    images = F.grid_sample(
-        image_to_float(batch.image), grid, mode="bilinear", align_corners=False
-    )
+    images = F.grid_sample(image_to_float(batch.image), grid, mode="bilinear", align_corners=False)
     looked_at = nearest(crop, crop // stride, device=device)
     grid = grid[:, looked_at.unsqueeze(1), looked_at]
     follows = factor if depth_follows_scale else None

@@ -81,7 +81,8 @@ def evaluate(
                 meter.update(output, targets[name])
     metrics = {
         f"{name}.{metric}": value
-        for name, meter in meters.items() for metric, value in meter.compute().items()
+        for name, meter in meters.items()
+        for metric, value in meter.compute().items()
     }
     losses = {f"{name}.loss": total / len(split) for name, total in loss_sums.items()}
     return numbers(metrics | losses)
@@ -149,6 +150,7 @@ def trivial_predictors(dataset: Dataset, profile: Profile) -> dict[str, dict[str
 def total_loss(metrics: dict[str, float]) -> float:
     """What models are selected by, on validation images: the sum of the tasks' losses."""
     return sum(
-        value for name, value in metrics.items()
+        value
+        for name, value in metrics.items()
         if name.endswith(".loss") and not name.startswith("train.")
     )

@@ -76,6 +76,7 @@ class Untraceable(ValueError):
 
 # --- what a network gives ---
 
+
 def outputs_of(output) -> dict[str, Tensor]:
     """The tensors of a network's output by name: of a tensor, dictionary, sequence or dataclass.
 
@@ -103,8 +104,11 @@ def outputs_of(output) -> dict[str, Tensor]:
 
 # --- tracing ---
 
+
 def trace(
-    model: nn.Module, example_inputs: tuple, trunk: nn.Module | str | None = None,
+    model: nn.Module,
+    example_inputs: tuple,
+    trunk: nn.Module | str | None = None,
     leave: tuple[nn.Module | str, ...] = (),
 ) -> tuple[list[Group], dict[str, str]]:
     """The trunk's groups, in the order in which the network is built, and what is left alone.
@@ -136,7 +140,8 @@ def trace(
         if module not in graph.module2node:
             used = any(fed[f"{name}.{key}"] for key, _ in module.named_parameters())
             reasons[name] = (
-                "the network takes its weight without calling it (as attention does)" if used
+                "the network takes its weight without calling it (as attention does)"
+                if used
                 else "the example inputs do not reach it"
             )
             continue
@@ -144,10 +149,9 @@ def trace(
         made = [m for m, out in closure if out and isinstance(m, PRODUCERS)]
         seen.update(made)
         named = [names[m] for m in made]
-        reason = (
-            next((f"{n} is to be left alone" for n in named if _left(n, left)), "")
-            or _reason_to_leave(closure, graph, names, shared, tied)
-        )
+        reason = next(
+            (f"{n} is to be left alone" for n in named if _left(n, left)), ""
+        ) or _reason_to_leave(closure, graph, names, shared, tied)
         if reason:
             reasons |= dict.fromkeys((n for n in named if n in shared), reason)
             continue
@@ -243,7 +247,9 @@ def _tied(names: dict[nn.Module, str]) -> dict[nn.Module, str]:
             owners.setdefault(parameter, []).append(module)
     return {
         module: names[next(other for other in among if other is not module)]
-        for among in owners.values() if len(among) > 1 for module in among
+        for among in owners.values()
+        if len(among) > 1
+        for module in among
     }
 
 
@@ -274,7 +280,9 @@ def trace_graph(model: nn.Module, inputs: tuple) -> tp.DependencyGraph:
     try:
         with _quiet(), _PlainGates():
             return tp.DependencyGraph().build_dependency(
-                model, inputs, verbose=False,
+                model,
+                inputs,
+                verbose=False,
                 # A product is an operation that makes outputs: it protects what feeds them.
                 output_transform=lambda output: [t * 1 for t in outputs_of(output).values()],
             )
@@ -333,10 +341,22 @@ def _closure(graph: tp.DependencyGraph, root: nn.Module) -> Closure:
     return closure
 
 
-KINDS = {_ConvNd: "conv", nn.Linear: "linear", _NormBase: "norm", nn.LayerNorm: "norm",
-         nn.PReLU: "norm", nn.Parameter: "parameter"}
+KINDS = {
+    _ConvNd: "conv",
+    nn.Linear: "linear",
+    _NormBase: "norm",
+    nn.LayerNorm: "norm",
+    nn.PReLU: "norm",
+    nn.Parameter: "parameter",
+}
 OPERATIONS = (  # of Torch-Pruning: what has no tensors of its own
-    "_ElementWiseOp", "_ConcatOp", "_SplitOp", "_ReshapeOp", "_ExpandOp", "_UnbindOp", "_SliceOp",
+    "_ElementWiseOp",
+    "_ConcatOp",
+    "_SplitOp",
+    "_ReshapeOp",
+    "_ExpandOp",
+    "_UnbindOp",
+    "_SliceOp",
 )
 
 
@@ -345,7 +365,10 @@ def _kind(module) -> str:
 
 
 def _reason_to_leave(
-    closure: Closure, graph: tp.DependencyGraph, names: dict, shared: set[str],
+    closure: Closure,
+    graph: tp.DependencyGraph,
+    names: dict,
+    shared: set[str],
     tied: dict[nn.Module, str],
 ) -> str:
     """Why these filters cannot go; "" if they can."""
@@ -452,7 +475,8 @@ def _slices(name: str, module, kind: str, makes: bool, dim: int) -> tuple[tuple[
     own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     return tuple(
         (f"{name}.{key}", int(transposed and key == "weight"))
-        for key, tensor in own if tensor.dim()
+        for key, tensor in own
+        if tensor.dim()
     )
 
 
@@ -460,13 +484,19 @@ def _gates(members: list[Member], graph: tp.DependencyGraph, names: dict) -> tup
     """What stands last before each activation: norms, and producers behind which there is none."""
     modules = {name: module for module, name in names.items()}
     normed = {
-        member.name for member in members if member.kind in ("conv", "linear") and any(
+        member.name
+        for member in members
+        if member.kind in ("conv", "linear")
+        and any(
             isinstance(node.module, (_NormBase, nn.LayerNorm))
             for node in graph.module2node[modules[member.name]].outputs
         )
     }
     return tuple(
-        member.name for member in members
-        if member.produces and member.kind != "parameter" and member.name not in normed
+        member.name
+        for member in members
+        if member.produces
+        and member.kind != "parameter"
+        and member.name not in normed
         and not isinstance(modules[member.name], nn.PReLU)
     )

@@ -17,8 +17,11 @@ class ASPPHead(nn.Module):
         self.branches = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, width, 3, padding=rate, dilation=rate),
-                nn.ReLU(inplace=True), nn.Dropout(dropout),
-                nn.Conv2d(width, width, 1), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
+                nn.Conv2d(width, width, 1),
+                nn.ReLU(inplace=True),
+                nn.Dropout(dropout),
                 nn.Conv2d(width, out_channels, 1),
             )
             for rate in RATES

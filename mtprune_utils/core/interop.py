@@ -29,8 +29,13 @@ class CriterionImportance(tp.importance.Importance):
     """
 
     def __init__(
-        self, model: nn.Module, example_inputs: tuple, trunk: nn.Module | str | None = None,
-        criterion: str | Criterion = "taylor", *, leave: tuple[nn.Module | str, ...] = (),
+        self,
+        model: nn.Module,
+        example_inputs: tuple,
+        trunk: nn.Module | str | None = None,
+        criterion: str | Criterion = "taylor",
+        *,
+        leave: tuple[nn.Module | str, ...] = (),
         seed: int = 0,
     ):
         self._made_of = (model, example_inputs, trunk, criterion)
@@ -89,7 +94,9 @@ class CriterionImportance(tp.importance.Importance):
 
 
 def criterion_of(
-    importance: tp.importance.Importance, model: nn.Module, example_inputs: tuple,
+    importance: tp.importance.Importance,
+    model: nn.Module,
+    example_inputs: tuple,
     needs: str | None = None,
 ) -> Criterion:
     """One of Torch-Pruning's importances, as a criterion for our `Pruner` of the same network.

@@ -49,11 +49,18 @@ def check_sizes(dense: Architecture, sizes: tuple[float, ...], min_filters: int)
 
 
 def prune_iteratively(
-    model: MultiTaskModel, dataset: Dataset, profile: Profile, settings: Pruning, criterion: str,
-    seed: int, measure: Callable[[MultiTaskModel], dict[str, float]],
-    removals: list[Removal] | None = None, last_level: int | None = None,
+    model: MultiTaskModel,
+    dataset: Dataset,
+    profile: Profile,
+    settings: Pruning,
+    criterion: str,
+    seed: int,
+    measure: Callable[[MultiTaskModel], dict[str, float]],
+    removals: list[Removal] | None = None,
+    last_level: int | None = None,
     at_level: Callable[[int], None] = lambda level: None,
-    report: Callable[[str], None] = lambda line: None, checkpoints: Checkpoints | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[list[dict], list[dict]]:
     """The paper's loop, in place, down to `min_filters` filters in every group.
 
@@ -111,13 +118,21 @@ def prune_iteratively(
         end = (removal + 1) * settings.prune_interval
         while trainer.step_count < end:
             if checkpoints:
-                checkpoints.keep(trainer.step_count, lambda: {
-                    "trainer": trainer.state(), "scores": scores.state(),
-                    "cosine": cosine.state(), "removal": removal,
-                    "widths": model.architecture.width_list, "target_level": target_level,
-                    "targets": list(targets), "metrics": metrics, "evaluations": evaluations,
-                    "layers": layers,
-                })
+                checkpoints.keep(
+                    trainer.step_count,
+                    lambda: {
+                        "trainer": trainer.state(),
+                        "scores": scores.state(),
+                        "cosine": cosine.state(),
+                        "removal": removal,
+                        "widths": model.architecture.width_list,
+                        "target_level": target_level,
+                        "targets": list(targets),
+                        "metrics": metrics,
+                        "evaluations": evaluations,
+                        "layers": layers,
+                    },
+                )
             # Counted back from the removal.
             batch, offset = divmod(end - 1 - trainer.step_count, settings.score_every)
             reading = [scores] if every_step or not offset else []
@@ -151,8 +166,12 @@ def _layer_rows(
 ) -> list[dict]:
     return [
         {
-            "removal": removal, "layer": i, "width": len(cosine), "cosine": cosine.mean().item(),
-            "dead_share": dead.float().mean().item(), "removed_next": len(units),
+            "removal": removal,
+            "layer": i,
+            "width": len(cosine),
+            "cosine": cosine.mean().item(),
+            "dead_share": dead.float().mean().item(),
+            "removed_next": len(units),
         }
         for i, (cosine, dead, units) in enumerate(zip(cosines, dead_units(model), chosen))
     ]
@@ -169,7 +188,10 @@ def dead_units(model: MultiTaskModel) -> list[Tensor]:
 
 
 def _next_removal(
-    model: MultiTaskModel, scores: list[Tensor], plan: list[int], targets: dict[int, int],
+    model: MultiTaskModel,
+    scores: list[Tensor],
+    plan: list[int],
+    targets: dict[int, int],
     settings: Pruning,
 ) -> tuple[list[Tensor], int | None]:
     """The filters that go next, to the plan's next count or the next size; that size's level."""
@@ -203,6 +225,7 @@ def _nearest_to(
 
     At least one.
     """
+
     def without(number: int) -> int:
         return _parameters_without(model, choose(number))
 

@@ -153,16 +153,16 @@ class Interface:
 class MultiTaskModel(nn.Module):
     """One trunk, one head per task: (B, 3, H, W) images to {task: (B, channels, h, w)}."""
 
-    def __init__(
-        self, trunk: nn.Module, tasks: dict[str, int], head_width: int, dropout: float
-    ):
+    def __init__(self, trunk: nn.Module, tasks: dict[str, int], head_width: int, dropout: float):
         super().__init__()
         self.trunk = trunk
         channels = _features(trunk)
-        self.heads = nn.ModuleDict({
-            task: ASPPHead(channels, head_width, out_channels, dropout)
-            for task, out_channels in tasks.items()
-        })
+        self.heads = nn.ModuleDict(
+            {
+                task: ASPPHead(channels, head_width, out_channels, dropout)
+                for task, out_channels in tasks.items()
+            }
+        )
         self.dense: Architecture | None = None  # as it was built
         self.groups: list[Group] = []
         self.interface: Interface | None = None  # of a network that was saved with one
@@ -196,9 +196,7 @@ class MultiTaskModel(nn.Module):
             for task, output in scaled.items()
         }
 
-    def remove(
-        self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None = None
-    ) -> None:
+    def remove(self, chosen: list[Tensor], optimizer: torch.optim.Optimizer | None = None) -> None:
         """Remove units of every group physically, from the optimizer's state too."""
         self.groups = surgery.remove(self, self.groups, chosen, optimizer)
 

@@ -30,9 +30,15 @@ Rows = dict[str, object]  # a table of the card: {name: value, or (before, after
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | Path, *, builder: str | Callable[[], nn.Module] = "",
-    pruner=None, metrics: Rows | None = None, card: dict[str, str | Rows] | None = None,
-    picture: str | Path | None = None, **config,
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    builder: str | Callable[[], nn.Module] = "",
+    pruner=None,
+    metrics: Rows | None = None,
+    card: dict[str, str | Rows] | None = None,
+    picture: str | Path | None = None,
+    **config,
 ) -> Path:
     """Write the network into a folder: weights, config.json, and a model card with a picture.
 
@@ -141,9 +147,16 @@ def _made_by(pruner, content: bytes) -> Rows:
 
 def _card(name: str, builder: str, parts: dict[str, str | Rows]) -> str:
     lines = [
-        "---", "library_name: mtprune", "tags: [multi-task, structured-pruning]", "---", "",
-        f"# {name}, pruned with mtprune", "", "```python",
-        "from mtprune_utils import load_pretrained", "",
+        "---",
+        "library_name: mtprune",
+        "tags: [multi-task, structured-pruning]",
+        "---",
+        "",
+        f"# {name}, pruned with mtprune",
+        "",
+        "```python",
+        "from mtprune_utils import load_pretrained",
+        "",
         f'model = load_pretrained("this/folder", {builder or "build"})'
         "  # whatever makes the dense network",
         "```",

@@ -46,9 +46,17 @@ class Pruner:
     """
 
     def __init__(
-        self, model: nn.Module, example_inputs: tuple, trunk: nn.Module | str | None = None,
-        criterion: str | Criterion = "taylor", *, leave: tuple[nn.Module | str, ...] = (),
-        min_filters: int = 1, round_to: int = 1, ranking: str = "global", seed: int = 0,
+        self,
+        model: nn.Module,
+        example_inputs: tuple,
+        trunk: nn.Module | str | None = None,
+        criterion: str | Criterion = "taylor",
+        *,
+        leave: tuple[nn.Module | str, ...] = (),
+        min_filters: int = 1,
+        round_to: int = 1,
+        ranking: str = "global",
+        seed: int = 0,
         dense: dict[str, float] | None = None,
     ):
         for name, value in (("min_filters", min_filters), ("round_to", round_to)):
@@ -144,8 +152,13 @@ class Pruner:
         return {group.root: group.width for group in self.groups}
 
     def prune(
-        self, filters: int | None = None, *, parameters: float | None = None,
-        macs: float | None = None, latency: float | None = None, growth: float | None = None,
+        self,
+        filters: int | None = None,
+        *,
+        parameters: float | None = None,
+        macs: float | None = None,
+        latency: float | None = None,
+        growth: float | None = None,
         losses: Callable[[nn.Module], dict[str, Tensor]] | None = None,
         optimizer: torch.optim.Optimizer | None,
     ) -> dict[str, int]:
@@ -171,7 +184,7 @@ class Pruner:
         if growth is not None:
             chosen = self._within(growth, losses, scores)
         elif goals:
-            (measure, share), = goals.items()
+            ((measure, share),) = goals.items()
             chosen = self._down_to(measure, share, choose)
         else:
             chosen = choose(filters)
@@ -267,21 +280,25 @@ class Pruner:
         whole = sizes.without()
         none = [torch.arange(0)] * len(self.groups)
         for i, group in enumerate(self.groups):
-            alone = [*none[:i], torch.arange(group.units - 1), *none[i + 1:]]
+            alone = [*none[:i], torch.arange(group.units - 1), *none[i + 1 :]]
             less = sizes.without(alone)
-            rows.append({
-                "first layer": group.root, "filters": group.units,
-                "made by": ", ".join(m.name for m in group.producers),
-                "read by": ", ".join(m.name for m in group.members if not m.produces),
-                **{name: 1 - less[name] / whole[name] for name in ("parameters", "macs")},
-            })
+            rows.append(
+                {
+                    "first layer": group.root,
+                    "filters": group.units,
+                    "made by": ", ".join(m.name for m in group.producers),
+                    "read by": ", ".join(m.name for m in group.members if not m.produces),
+                    **{name: 1 - less[name] / whole[name] for name in ("parameters", "macs")},
+                }
+            )
         return rows
 
     def __repr__(self) -> str:
         size = ", ".join(f"{count:,} {name}" for name, count in self.size().items())
         groups = [
             f"{row['filters']} filters of {row['made by']}: {row['parameters']:.1%} of the "
-            f"parameters, {row['macs']:.1%} of the macs" for row in self._rows()
+            f"parameters, {row['macs']:.1%} of the macs"
+            for row in self._rows()
         ]
         left = [f"left alone: {name}: {reason}" for name, reason in self.left_alone.items()]
         head = f"Pruner by {self.criterion.name} of {type(self.model).__name__}: {size}"
@@ -289,7 +306,9 @@ class Pruner:
 
 
 def _groups(
-    model: nn.Module, inputs: tuple, trunk: nn.Module | str | None,
+    model: nn.Module,
+    inputs: tuple,
+    trunk: nn.Module | str | None,
     leave: tuple[nn.Module | str, ...],
 ) -> tuple[list[Group], dict[str, str]]:
     """What can be pruned, and why the rest of the trunk cannot. Raises `Untraceable`."""

@@ -58,8 +58,11 @@ class Signals:
     """A group's tensors on one minibatch, one row per unit: what criteria read."""
 
     def __init__(
-        self, group: Group, tensors: dict[str, nn.Parameter],
-        gradients: TaskGradients | None = None, maps: list[FeatureMap] | None = None,
+        self,
+        group: Group,
+        tensors: dict[str, nn.Parameter],
+        gradients: TaskGradients | None = None,
+        maps: list[FeatureMap] | None = None,
     ):
         self.group, self.units = group, group.units
         self.tensors, self._gradients, self._maps = tensors, gradients or {}, maps or []
@@ -75,7 +78,8 @@ class Signals:
         members = [by_name[name] for name in self.group.gates]
         gates = [
             (m, self.tensors[f"{m.name}.weight"], self.tensors.get(f"{m.name}.bias"))
-            for m in members if f"{m.name}.weight" in self.tensors
+            for m in members
+            if f"{m.name}.weight" in self.tensors
         ]
         if not gates:
             raise ValueError(
@@ -196,7 +200,10 @@ class Scores:
     """
 
     def __init__(
-        self, criterion: Criterion, groups: list[Group], model: nn.Module,
+        self,
+        criterion: Criterion,
+        groups: list[Group],
+        model: nn.Module,
         generator: torch.Generator | None = None,
     ):
         self.criterion, self.groups = criterion, groups

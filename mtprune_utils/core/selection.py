@@ -66,7 +66,10 @@ def chooser(
 
 
 def within_bound(
-    scores: list[Tensor], floor: int, multiple: int, bound: float,
+    scores: list[Tensor],
+    floor: int,
+    multiple: int,
+    bound: float,
     losses: Callable[[list[Tensor]], dict[str, float]],
 ) -> list[Tensor]:
     """Layer by layer the most of its lowest units that leave every task's loss within a bound.
@@ -94,7 +97,7 @@ def within_bound(
         while low < high:  # counts[low] fits, what is beyond counts[high] does not
             middle = (low + high + 1) // 2
             units = order[: counts[middle]].sort().values
-            after = losses([*chosen[:i], units, *chosen[i + 1:]])
+            after = losses([*chosen[:i], units, *chosen[i + 1 :]])
             if all(after[task] <= loss + bound * abs(loss) for task, loss in before.items()):
                 low, best = middle, (units, after)
             else:

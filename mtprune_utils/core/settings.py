@@ -159,7 +159,8 @@ class Profile:
 
     def __post_init__(self):
         check(
-            self.precision in ("float32", "bf16"), "precision must be float32 or bf16",
+            self.precision in ("float32", "bf16"),
+            "precision must be float32 or bf16",
             self.precision,
         )
         check(

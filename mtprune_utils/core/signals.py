@@ -25,7 +25,9 @@ def _check(losses: dict[str, Tensor]) -> None:
 
 
 def task_backward(
-    losses: dict[str, Tensor], model: nn.Module, shared: Iterable[nn.Parameter],
+    losses: dict[str, Tensor],
+    model: nn.Module,
+    shared: Iterable[nn.Parameter],
     weighting: nn.Module | None = None,
 ) -> TaskGradients:
     """One backward pass per task; `.grad` becomes their sum, the gradient of the summed loss.

@@ -72,7 +72,9 @@ def _is_channels_last(tensor: Tensor) -> bool:
 
 
 def remove(
-    model: nn.Module, groups: list[Group], chosen: list[Tensor],
+    model: nn.Module,
+    groups: list[Group],
+    chosen: list[Tensor],
     optimizer: torch.optim.Optimizer | None = None,
 ) -> list[Group]:
     """Cut the chosen units out of the network and the optimizer's state. Returns what is left.
@@ -184,6 +186,7 @@ def _without(group: Group, units: Tensor, cuts: Cuts) -> Group:
 
 
 # --- whether removing is what masking is ---
+
 
 def unsound(model: nn.Module, groups: list[Group], example_inputs: tuple) -> dict[str, str]:
     """Groups of which removing some units is not the same as silencing them, and why.

@@ -149,7 +149,5 @@ def resize_output(output: Tensor, size: Size) -> Tensor:
     """
     height, width = size
     padded = F.pad(output, (0, 1, 0, 1), mode="replicate")
-    larger = F.interpolate(
-        padded, (height + 1, width + 1), mode="bilinear", align_corners=True
-    )
+    larger = F.interpolate(padded, (height + 1, width + 1), mode="bilinear", align_corners=True)
     return larger[..., :height, :width]

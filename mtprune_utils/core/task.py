@@ -65,9 +65,7 @@ def task_losses(
 ) -> dict[str, Tensor]:
     """One scalar loss per task, at the network's output resolution, as the paper computes it."""
     return {
-        name: task.loss(
-            outputs[name], task.target.resize(targets[name], outputs[name].shape[-2:])
-        )
+        name: task.loss(outputs[name], task.target.resize(targets[name], outputs[name].shape[-2:]))
         for name, task in tasks.items()
     }
 

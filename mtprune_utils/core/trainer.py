@@ -10,9 +10,7 @@ from mtprune_utils.core.checkpoints import Checkpoints, random_state, set_random
 from mtprune_utils.core.data import Dataset, RandomBatches, augment
 from mtprune_utils.core.evaluation import evaluate, forward, total_loss
 from mtprune_utils.core.model import MultiTaskModel
-from mtprune_utils.core.scoring import (
-    TASK_GRADIENTS, Scores, TaskGradients, score_minibatch,
-)
+from mtprune_utils.core.scoring import TASK_GRADIENTS, Scores, TaskGradients, score_minibatch
 from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.core.signals import aggregation_of, backward, task_backward
 from mtprune_utils.core.task import task_losses
@@ -37,8 +35,13 @@ class Trainer:
     """
 
     def __init__(
-        self, model: MultiTaskModel, dataset: Dataset, profile: Profile,
-        settings: Optimization | Pruning, steps: int, seed: int,
+        self,
+        model: MultiTaskModel,
+        dataset: Dataset,
+        profile: Profile,
+        settings: Optimization | Pruning,
+        steps: int,
+        seed: int,
     ):
         # Channels-last convolutions train a quarter faster on the CPU and feed GPU tensor cores.
         self.model = model.to(memory_format=torch.channels_last)
@@ -47,8 +50,11 @@ class Trainer:
         weighting = get_weighting(profile.weighting)(list(self.tasks), epoch)
         self.weighting = weighting.to(next(model.parameters()).device)
         self.optimizer = OPTIMIZERS[settings.optimizer](
-            model.parameters(), settings.lr, betas=settings.betas,
-            weight_decay=settings.weight_decay, fused=True,
+            model.parameters(),
+            settings.lr,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
         if weights := list(self.weighting.parameters()):
             self.optimizer.add_param_group({"params": weights, "weight_decay": 0.0})
@@ -79,8 +85,15 @@ class Trainer:
         """
         profile = self.profile
         images, targets = augment(
-            next(self.batches), self.tasks, profile.image_height, profile.crop, profile.scale,
-            profile.depth_follows_scale, self.generator, self.mirror, profile.stride,
+            next(self.batches),
+            self.tasks,
+            profile.image_height,
+            profile.crop,
+            profile.scale,
+            profile.depth_follows_scale,
+            self.generator,
+            self.mirror,
+            profile.stride,
         )
         self.optimizer.zero_grad()
         losses = task_losses(self.tasks, forward(self.model, images, profile), targets)
@@ -123,9 +136,12 @@ class Trainer:
         """What the next steps depend on. Raises Diverged rather than keep a broken one."""
         self.check()
         return {
-            "model": self.model.state_dict(), "weighting": self.weighting.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(), "batches": self.batches.state(),
+            "model": self.model.state_dict(),
+            "weighting": self.weighting.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "generator": self.generator.get_state(),
+            "batches": self.batches.state(),
             "step": self.step_count,
             "losses": {
                 task: torch.stack(losses) if losses else None
@@ -152,7 +168,11 @@ class Trainer:
 
 
 def train(
-    model: MultiTaskModel, dataset: Dataset, profile: Profile, settings: Optimization, seed: int,
+    model: MultiTaskModel,
+    dataset: Dataset,
+    profile: Profile,
+    settings: Optimization,
+    seed: int,
     report: Callable[[str], None] = print,
     watch: Callable[[int, float], None] = lambda step, loss: None,
     checkpoints: Checkpoints | None = None,
@@ -176,9 +196,10 @@ def train(
     marks = {round(settings.steps * (i + 1) / count) for i in range(count)}
     while trainer.step_count < settings.steps:
         if checkpoints:
-            checkpoints.keep(trainer.step_count, lambda: {
-                "trainer": trainer.state(), "curve": curve, "best": best_state,
-            })
+            checkpoints.keep(
+                trainer.step_count,
+                lambda: {"trainer": trainer.state(), "curve": curve, "best": best_state},
+            )
         trainer.step()
         if (step := trainer.step_count) not in marks:
             continue

@@ -165,8 +165,10 @@ def in_order(read: Callable[[int], Sample], count: int) -> Generator[Sample, Non
 
 # --- one reader for each format, which takes no more memory than an image may ---
 
+
 def read_array(file: Path, what: str) -> np.ndarray:
     """A .npy file. Raises FileNotFoundError or ValueError in one line."""
+
     def read() -> np.ndarray:
         with _HEADERS:  # np.load would try to unpack whatever is no .npy
             return np.lib.format.open_memmap(file, mode="r")
@@ -189,6 +191,7 @@ def opened_image(source: Path | BinaryIO) -> np.ndarray:
 
 def read_gzip(file: Path, what: str) -> np.ndarray:
     """The bytes that a gzip file holds. Raises FileNotFoundError or ValueError in one line."""
+
     def read() -> np.ndarray:
         with gzip.open(file) as content:
             return np.frombuffer(content.read(3 * MAX_PIXELS + 1), np.uint8)
@@ -244,6 +247,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> Iterator:
 
 
 # --- what one sample holds ---
+
 
 def checked(
     arrays: Sample, files: dict[str, Path], classes: int, most=MAX_DEPTH, exact=True

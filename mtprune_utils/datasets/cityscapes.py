@@ -31,7 +31,9 @@ def load(root: str = "") -> Source:
     labels = "label_7" if (folder / "train" / "label_7").is_dir() else "label"
     train, test = (
         _reading.decoded(
-            "cityscapes", split, content,
+            "cityscapes",
+            split,
+            content,
             lambda split=split: _mtan.mtan_split(
                 folder, split, len(CLASSES), labels, normals=False, most_depth=MAX_DISPARITY
             ),

@@ -21,12 +21,21 @@ from mtprune_utils.datasets import _reading
 from mtprune_utils.tasks.classification import classification
 
 CLASSES = (
-    "T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag",
+    "T-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
     "ankle boot",
 )
 FILES = tuple(
     f"{part}-{kind}-ubyte.gz"
-    for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+    for part in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
 )
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 CANVAS, GARMENT = 36, 28  # pixels
@@ -93,7 +102,8 @@ def _pairs(folder: Path, train: bool) -> dict[str, torch.Tensor]:
     np.maximum(corner, images[other], out=corner)
     return {
         "image": torch.from_numpy(canvas)[:, None].expand(-1, 3, -1, -1).contiguous(),
-        "upper_left": torch.from_numpy(labels), "lower_right": torch.from_numpy(labels[other]),
+        "upper_left": torch.from_numpy(labels),
+        "lower_right": torch.from_numpy(labels[other]),
     }
 
 

@@ -32,15 +32,61 @@ COLUMNS = ("image", "segmentation", "depth", "normal")  # of the Parquet files
 INDEX = "nyu_v2_3task.json"
 ROW = {"image": "an RGB image", "segmentation": "labels", "normals": "RGB", "depth": "metres"}
 CLASSES_40 = (
-    "wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf",
-    "picture", "counter", "blinds", "desk", "shelves", "curtain", "dresser", "pillow", "mirror",
-    "floor mat", "clothes", "ceiling", "books", "refrigerator", "television", "paper", "towel",
-    "shower curtain", "box", "whiteboard", "person", "night stand", "toilet", "sink", "lamp",
-    "bathtub", "bag", "other structure", "other furniture", "other prop",
+    "wall",
+    "floor",
+    "cabinet",
+    "bed",
+    "chair",
+    "sofa",
+    "table",
+    "door",
+    "window",
+    "bookshelf",
+    "picture",
+    "counter",
+    "blinds",
+    "desk",
+    "shelves",
+    "curtain",
+    "dresser",
+    "pillow",
+    "mirror",
+    "floor mat",
+    "clothes",
+    "ceiling",
+    "books",
+    "refrigerator",
+    "television",
+    "paper",
+    "towel",
+    "shower curtain",
+    "box",
+    "whiteboard",
+    "person",
+    "night stand",
+    "toilet",
+    "sink",
+    "lamp",
+    "bathtub",
+    "bag",
+    "other structure",
+    "other furniture",
+    "other prop",
 )
 CLASSES_13 = (
-    "bed", "books", "ceiling", "chair", "floor", "furniture", "objects", "picture", "sofa", "table",
-    "television", "wall", "window",
+    "bed",
+    "books",
+    "ceiling",
+    "chair",
+    "floor",
+    "furniture",
+    "objects",
+    "picture",
+    "sofa",
+    "table",
+    "television",
+    "wall",
+    "window",
 )
 
 
@@ -112,6 +158,7 @@ def _files(folder: Path, layout: str) -> list[Path]:
 
 # --- AdaShare ---
 
+
 def _index(folder: Path) -> dict[str, list[list[str]]]:
     """{"train": rows, "test": rows}; the second split is called test or val."""
     try:
@@ -145,8 +192,10 @@ def _adashare(folder: Path, split: str) -> dict:
     def read(i: int) -> _reading.Sample:
         files = dict(zip(ROW, map(folder.joinpath, rows[i])))
         arrays = {
-            name: _reading.read_array(file, ROW[name]) if name == "depth"
-            else _reading.read_image(file, ROW[name]) for name, file in files.items()
+            name: _reading.read_array(file, ROW[name])
+            if name == "depth"
+            else _reading.read_image(file, ROW[name])
+            for name, file in files.items()
         }
         encoded = _reading.checked_image(arrays["normals"], files["normals"])
         normals = encoded[..., [0, 2, 1]] / np.float32(127.5) - 1  # stored: right, inwards, up
@@ -159,6 +208,7 @@ def _adashare(folder: Path, split: str) -> dict:
 
 
 # --- MTAN and Hugging Face ---
+
 
 def _mtan_layout(folder: Path, split: str) -> dict:
     part = {"train": "train", "test": "val"}[split]

@@ -20,8 +20,22 @@ from mtprune_utils.tasks.segmentation import segmentation
 
 FOLDER = Path(__file__).parent / "rooms_v1"
 CLASSES = (
-    "wall", "floor", "ceiling", "window", "door", "bed", "sofa", "chair", "table", "cabinet",
-    "lamp", "picture", "curtain", "rug", "plant", "clutter",
+    "wall",
+    "floor",
+    "ceiling",
+    "window",
+    "door",
+    "bed",
+    "sofa",
+    "chair",
+    "table",
+    "cabinet",
+    "lamp",
+    "picture",
+    "curtain",
+    "rug",
+    "plant",
+    "clutter",
 )
 ENCODED = ("image", "segmentation", "depth", "normals")  # columns of the Parquet files
 

@@ -151,6 +151,7 @@ def unpack(inputs: list[str]) -> None:
 
 # --- what jobs tell ---
 
+
 def put_event(line: str) -> None:
     """Leave a line for the launcher: a file each, as shares know no lines written by several."""
     name = f"{time.time_ns()}-{uuid.uuid4().hex}.event"

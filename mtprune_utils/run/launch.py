@@ -25,12 +25,22 @@ import urllib.parse
 from pathlib import Path
 
 from mtprune_utils.files import (
-    PROJECT, locked, read_json, read_table, try_lock, write_atomically, write_json,
+    PROJECT,
+    locked,
+    read_json,
+    read_table,
+    try_lock,
+    write_atomically,
+    write_json,
 )
 from mtprune_utils.processes import ENVIRONMENT, end_with_parent
 from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.notebook import (
-    NotebookError, check_run, execute, notebook_parameters, refresh_notebooks,
+    NotebookError,
+    check_run,
+    execute,
+    notebook_parameters,
+    refresh_notebooks,
 )
 from mtprune_utils.stages import stage_names
 from mtprune_utils.study import store
@@ -140,6 +150,7 @@ def tell(job: str | None, event: str, **more) -> None:
 
 # --- the batch ---
 
+
 class Progress:
     """What the launcher knows of its jobs.
 
@@ -195,7 +206,8 @@ class Progress:
         self.seconds[job] = seconds
         rows = [
             f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n"
-            for name in self.jobs if name in self.seconds
+            for name in self.jobs
+            if name in self.seconds
         ]
         write_atomically(self.timings, ("stage,job,seconds\n" + "".join(rows)).encode())
         elapsed = duration(time.monotonic() - self.start)
@@ -283,15 +295,34 @@ def snakemake_command(config: Path, where: list[str]) -> list[str]:
     again, the text of its shell command is left out: results do not depend on it.
     """
     return [
-        sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--directory", ".",
-        "--nocolor", "--nolock", "--scheduler", "greedy", "--keep-going", "--ignore-incomplete",
-        "--rerun-triggers", "input", "--configfile", str(config), *where,
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        "Snakefile",
+        "--directory",
+        ".",
+        "--nocolor",
+        "--nolock",
+        "--scheduler",
+        "greedy",
+        "--keep-going",
+        "--ignore-incomplete",
+        "--rerun-triggers",
+        "input",
+        "--configfile",
+        str(config),
+        *where,
     ]
 
 
 # All but the source cache, which is made in the user's home.
 SHARED_FILES = (
-    "--shared-fs-usage", "persistence", "input-output", "software-deployment", "sources",
+    "--shared-fs-usage",
+    "persistence",
+    "input-output",
+    "software-deployment",
+    "sources",
     "storage-local-copies",
 )
 
@@ -300,8 +331,13 @@ def local_arguments(jobs: int) -> list[str]:
     """Snakemake's, for so many jobs at a time on this machine."""
     gpus = len(visible_gpus())
     return [
-        "--cores", str(jobs), *(["--resources", f"gpu={gpus}"] if gpus else []),
-        "--retries", str(RETRIES), "--profile", "none",  # of the user's own
+        "--cores",
+        str(jobs),
+        *(["--resources", f"gpu={gpus}"] if gpus else []),
+        "--retries",
+        str(RETRIES),
+        "--profile",
+        "none",  # of the user's own
         *SHARED_FILES,
     ]
 
@@ -439,7 +475,10 @@ def judge_claims(settings: dict, figures: str) -> None:
 
 
 def _drive(
-    command: list[str], log: Path, progress: Progress, lock: int,
+    command: list[str],
+    log: Path,
+    progress: Progress,
+    lock: int,
     elsewhere: cluster.Cluster | None = None,
 ) -> int:
     """Run Snakemake, its words into the log, ours onto the screen.
@@ -455,8 +494,15 @@ def _drive(
     except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it
         environment["LOGNAME"] = str(os.getuid())
     process = subprocess.Popen(
-        command, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        encoding="utf-8", errors="replace", start_new_session=True, pass_fds=[lock],
+        command,
+        cwd=PROJECT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        start_new_session=True,
+        pass_fds=[lock],
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
     said = cluster.with_events(process.stdout, elsewhere.events) if elsewhere else process.stdout
@@ -493,6 +539,7 @@ def _stop(process: subprocess.Popen, elsewhere: cluster.Cluster | None) -> None:
 
 
 # --- the command line ---
+
 
 def parsed(text: str) -> object:
     """A parameter's value: the text itself, unless it is JSON.
@@ -582,9 +629,7 @@ def main(arguments: list[str] | None = None) -> int:
             }
             cluster.unpack(options.unpack)
             expected = [file for file in options.expect if file not in options.pack]
-            code = run_notebook(
-                options.notebook, options.output, parameters, expected, options.job
-            )
+            code = run_notebook(options.notebook, options.output, parameters, expected, options.job)
             if code == 0:
                 cluster.pack(options.pack)
             return code

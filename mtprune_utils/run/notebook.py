@@ -22,9 +22,7 @@ from mtprune_utils.study import store
 
 # Garbage is sought a hundred times less often, and not at the end: imports and the kernel's end
 # take 1.5 s less.
-LESS_GARBAGE_COLLECTION = (
-    "import atexit, gc; gc.set_threshold(70_000); atexit.register(gc.freeze)"
-)
+LESS_GARBAGE_COLLECTION = "import atexit, gc; gc.set_threshold(70_000); atexit.register(gc.freeze)"
 OWN_STYLE = "import matplotlib; matplotlib.rcdefaults()"  # whatever the user's matplotlibrc says
 TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "dict": dict}
 # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
@@ -38,6 +36,7 @@ class NotebookError(RuntimeError):
 
 
 # --- the parameters of a notebook ---
+
 
 def notebook_parameters(notebook: str | Path) -> Declared:
     """Those of the cell tagged `parameters`, whose lines are `name: type = literal  # help`."""
@@ -141,9 +140,8 @@ def check_injected(cells: list[str]) -> None:
 
 # --- one notebook ---
 
-def execute(
-    notebook: str | Path, output: str | Path, parameters: dict, expected_files=()
-) -> None:
+
+def execute(notebook: str | Path, output: str | Path, parameters: dict, expected_files=()) -> None:
     """Run a notebook in the working directory.
 
     It is put at `output` only if it ran to its end and left what it should. Otherwise raise
@@ -199,8 +197,13 @@ def _papermill(notebook: Path, output: Path, parameters: dict):
     kernel = ["--log-level=50", f"--IPKernelApp.exec_lines={lines}"]
     with _own_kernel() as name:
         return papermill.execute_notebook(
-            *paths, parameters, progress_bar=False, config=patience, extra_arguments=kernel,
-            kernel_name=name, language="python",
+            *paths,
+            parameters,
+            progress_bar=False,
+            config=patience,
+            extra_arguments=kernel,
+            kernel_name=name,
+            language="python",
         )
 
 
@@ -267,6 +270,7 @@ def _reason(error: Exception) -> str:
 
 
 # --- the notebooks of the repository ---
+
 
 def refresh_notebooks() -> None:
     """Execute every notebook on its defaults and keep the outputs: how the committed ones are made.

@@ -44,6 +44,7 @@ WORKERS = (1, 2, 4, 8, 16, 64, 256)
 
 # --- the batch, as the Snakefile has it ---
 
+
 def cell(run: Run) -> dict:
     """A run's cell as its notebook's parameters: a search has its profile's seed."""
     named = {name: value for name, value in run.cell.items() if value not in (None, "")}
@@ -64,7 +65,8 @@ def figures(experiment: Experiment) -> dict[str, Path]:
     about = {path: store.about_notebook(path) for path in store.notebook_paths()}
     return {
         found["figures"][0]: path
-        for path, found in about.items() if "figures" in found and experiment.draws(found)
+        for path, found in about.items()
+        if "figures" in found and experiment.draws(found)
     }
 
 
@@ -90,9 +92,7 @@ def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
     runs = experiment.runs()
     number = {run.folder: i for i, run in enumerate(runs)}
     jobs = [
-        Job(
-            job_name(run), seconds(run), tuple(number[r.folder] for r in run.inputs), priority(run)
-        )
+        Job(job_name(run), seconds(run), tuple(number[r.folder] for r in run.inputs), priority(run))
         for run in runs
     ]
     for figure, path in figures(experiment).items():
@@ -103,6 +103,7 @@ def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
 
 
 # --- seconds ---
+
 
 class Seconds:
     """How long a run takes, by a measured batch. figures: the folder where its timings may lie."""
@@ -200,6 +201,7 @@ def stage_seconds(experiment: Experiment, figures: Path) -> dict[str, float]:
 
 # --- what follows ---
 
+
 def makespan(jobs: list[Job], workers: int) -> float:
     """Seconds of the whole batch, a free worker always taking the foremost job that can start."""
     waiting = [len(job.inputs) for job in jobs]
@@ -284,7 +286,8 @@ def report(experiment: Experiment, workers: list[int]) -> str:
         "",
         f"Storage: {storage(experiment) / 1e9:.2f} GB, and two checkpoints of each job at work.",
         f"The longest chain takes {least / 3600:.2f} hours: "
-        + ", ".join(job.name for job in chain) + ".",
+        + ", ".join(job.name for job in chain)
+        + ".",
         f"So more than {enough} workers gain little, whatever the queue.",
     ]
     return "\n".join(lines)

@@ -8,7 +8,11 @@ import torch
 from mtprune_utils.core import evaluation, trainer
 from mtprune_utils.core.data import Dataset
 from mtprune_utils.core.model import (
-    Architecture, Interface, MultiTaskModel, load_model, model_bytes,
+    Architecture,
+    Interface,
+    MultiTaskModel,
+    load_model,
+    model_bytes,
 )
 from mtprune_utils.core.settings import Optimization, Profile, Pruning
 from mtprune_utils.files import read_json

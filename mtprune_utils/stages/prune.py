@@ -82,10 +82,18 @@ def perform(run, dataset, report, checkpoints) -> None:
         return evaluate_with_recalibrated_bn(model, dataset, dataset.test, profile)
 
     evaluations, layers = prune_iteratively(
-        model, dataset, profile, settings(run), scored_by(run), run.random_seed, measure,
-        removals=removals(run), last_level=None if run.level in (None, last) else run.level,
+        model,
+        dataset,
+        profile,
+        settings(run),
+        scored_by(run),
+        run.random_seed,
+        measure,
+        removals=removals(run),
+        last_level=None if run.level in (None, last) else run.level,
         at_level=lambda level: save(run, at_level(level), model, dataset),
-        report=report, checkpoints=checkpoints,
+        report=report,
+        checkpoints=checkpoints,
     )
     run.write_table("evaluations.csv", evaluations)
     run.write_table("layers.csv", layers)

@@ -9,15 +9,17 @@ from the criterion's widths with other filters (see `stages.prune`).
 from dataclasses import replace
 
 from mtprune_utils.core.model import (
-    Architecture, MultiTaskModel, build, count_parameters, uniform_widths,
+    Architecture,
+    MultiTaskModel,
+    build,
+    count_parameters,
+    uniform_widths,
 )
 from mtprune_utils.core.settings import Optimization
 from mtprune_utils.core.task import channels
 from mtprune_utils.files import read_table
 from mtprune_utils.stages import prune
-from mtprune_utils.stages._training import (
-    architecture, at_level, network, train_and_save, tuned,
-)
+from mtprune_utils.stages._training import architecture, at_level, network, train_and_save, tuned
 
 TABLES = ("evaluations.csv", "curve.csv")
 SETTINGS = ("retrain",)

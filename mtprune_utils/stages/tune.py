@@ -66,7 +66,8 @@ def perform(run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
         for name in ("lr", "weight_decay")
     }
     study = optuna.create_study(
-        storage=_storage(run.path("journal.log"), report), load_if_exists=True,
+        storage=_storage(run.path("journal.log"), report),
+        load_if_exists=True,
         study_name=f"{run.name} {run.code}",  # trials of other code do not count
         pruner=optuna.pruners.MedianPruner(
             n_startup_trials=STARTUP["pruner"], n_warmup_steps=run.profile.retrain.steps // 2
@@ -96,7 +97,9 @@ def perform(run, dataset: Dataset, report, checkpoints: Checkpoints) -> None:
             report(f"trial {number + 1}/{tuning.trials}: validation loss {loss:.3f}")
     rows = [
         {
-            "trial": i, "state": trial.state.name.lower(), **trial.params,
+            "trial": i,
+            "state": trial.state.name.lower(),
+            **trial.params,
             "loss": trial.value if trial.state == TrialState.COMPLETE else None,
         }
         for i, trial in enumerate(finished())
@@ -123,6 +126,7 @@ def _run_trial(
     torch.manual_seed(seed)
     device = device_of(run.profile)
     if run.arm != "prune":
+
         def watch(step: int, loss: float) -> None:
             trial.report(loss, step)
             if trial.should_prune():
@@ -130,14 +134,27 @@ def _run_trial(
 
         model = retrain.start_of(run, seed).to(device)
         curve = trainer.train(
-            model, dataset, run.profile, own, seed, report=lambda line: None, watch=watch,
+            model,
+            dataset,
+            run.profile,
+            own,
+            seed,
+            report=lambda line: None,
+            watch=watch,
             checkpoints=checkpoints,
         )
         return min(map(total_loss, curve))
     model = network(run.source, DENSE).to(device)
     prune_iteratively(
-        model, dataset, run.profile, own, run.criterion, seed, measure=lambda model: {},
-        last_level=run.level, checkpoints=checkpoints,
+        model,
+        dataset,
+        run.profile,
+        own,
+        run.criterion,
+        seed,
+        measure=lambda model: {},
+        last_level=run.level,
+        checkpoints=checkpoints,
     )
     metrics = evaluate_with_recalibrated_bn(model, dataset, dataset.validation, run.profile)
     if not math.isfinite(loss := total_loss(metrics)):
@@ -180,9 +197,7 @@ def _repair(journal: Path, report: Callable[[str], None]) -> None:
     _cut(journal, lambda lines: all(whole([line]) for line in lines), report)
 
 
-def _cut(
-    journal: Path, fine: Callable[[list[bytes]], bool], report: Callable[[str], None]
-) -> None:
+def _cut(journal: Path, fine: Callable[[list[bytes]], bool], report: Callable[[str], None]) -> None:
     """Keep as many of a journal's first lines as are fine together: with one more, they are not."""
     lines = journal.read_bytes().splitlines(keepends=True) if journal.exists() else []
     counts = range(1, len(lines) + 1)

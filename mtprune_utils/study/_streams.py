@@ -7,8 +7,12 @@ import hashlib
 import json
 
 BEFORE = {
-    "lr_schedule": "schedule", "prune_interval": "every", "filters_per_step": "filters",
-    "min_filters": "floor", "pruning_schedule": "removal", "round_to": "multiple",
+    "lr_schedule": "schedule",
+    "prune_interval": "every",
+    "filters_per_step": "filters",
+    "min_filters": "floor",
+    "pruning_schedule": "removal",
+    "round_to": "multiple",
 }
 
 

@@ -32,16 +32,30 @@ Side = tuple[str, str]  # one side of a comparison: an arm, and the criterion th
 AXES = {"parameters": "parameters", "macs": "MACs"}  # on which sizes are equal
 END = [*CELL, "estimate", "low", "high"]  # what Table 1 says of a comparison's extreme cells
 COLUMNS = [
-    "claim", "statement", "rule", "outcome", "says", "paper", "note", "seeds", "seeds_most",
-    *(f"{which}_{key}" for which in ("lowest", "highest") for key in END), "cells",
+    "claim",
+    "statement",
+    "rule",
+    "outcome",
+    "says",
+    "paper",
+    "note",
+    "seeds",
+    "seeds_most",
+    *(f"{which}_{key}" for which in ("lowest", "highest") for key in END),
+    "cells",
     "decided_by",
 ]
 LONGER = {  # arm: what trains on from it, or for longer
-    "scratch": "scratch_longer", "iterative": "finetune", "dense": "finetune",
+    "scratch": "scratch_longer",
+    "iterative": "finetune",
+    "dense": "finetune",
 }
 NAMES = {
-    "dense": "the dense network", "iterative": "the iterative run", "scratch": "re-training",
-    "scratch_longer": "the longer re-training", "finetune": "fine-tuning",
+    "dense": "the dense network",
+    "iterative": "the iterative run",
+    "scratch": "re-training",
+    "scratch_longer": "the longer re-training",
+    "finetune": "fine-tuning",
 }
 
 
@@ -199,9 +213,18 @@ class Evidence:
     def _table(self, name: str) -> pd.DataFrame:
         """A table, with its columns even where no run of its stage is finished."""
         columns = (
-            "criterion", "seed", "level", "arm", "phase", "removal", "target_level", "step",
+            "criterion",
+            "seed",
+            "level",
+            "arm",
+            "phase",
+            "removal",
+            "target_level",
+            "step",
             "parameters",
-            "macs", "steps", "widths",
+            "macs",
+            "steps",
+            "widths",
         )
         table = self.tables[name]
         empty = pd.DataFrame(columns=[*columns, *self.endpoints.values()], dtype=float)
@@ -374,8 +397,11 @@ def premise(evidence: Evidence) -> pd.DataFrame:
         networks = (architecture(evidence.profile, tasks) for tasks in arms.values())
         activations = sum(activation_bytes(network, crop) for network in networks)
         rows[name] = {
-            "networks": len(arms), **sizes, "weights_mib": sizes["parameters"] * 4 / 2**20,
-            "activations_mib": activations / 2**20, **endpoints,
+            "networks": len(arms),
+            **sizes,
+            "weights_mib": sizes["parameters"] * 4 / 2**20,
+            "activations_mib": activations / 2**20,
+            **endpoints,
         }
     table = pd.DataFrame(rows)
     saved = ["parameters", "macs", "weights_mib", "activations_mib"]
@@ -427,7 +453,10 @@ def collapses(evidence: Evidence) -> pd.DataFrame:
                 # counts as the smallest.
                 median = column.fillna(-np.inf).median()
                 row = {
-                    "criterion": criterion, "schedule": arm, "task": task, "seeds": len(column),
+                    "criterion": criterion,
+                    "schedule": arm,
+                    "task": task,
+                    "seeds": len(column),
                     "collapsed": int(column.notna().sum()),
                     "median_parameters": median if median > 0 else np.nan,
                 }
@@ -500,7 +529,11 @@ def savings(table: pd.DataFrame) -> dict:
     )
     outcome, paper = ("saves", AGREES) if saves else ("does not save", DISAGREES)
     return row | {
-        "outcome": outcome, "says": says, "paper": paper, "seeds": seeds, "seeds_most": seeds,
+        "outcome": outcome,
+        "says": says,
+        "paper": paper,
+        "seeds": seeds,
+        "seeds_most": seeds,
         "note": "" if seeds > 1 else "one seed: Delta_m has no interval",
     }
 
@@ -511,14 +544,24 @@ def comparisons(evidence: Evidence, saved: pd.Series) -> list[Claim]:
     saved: `premise`'s column.
     """
     return [
-        _strict_premise(evidence, saved), *_criteria(evidence), *_controls(evidence),
-        *_collapse(evidence), *_retraining(evidence),
+        _strict_premise(evidence, saved),
+        *_criteria(evidence),
+        *_controls(evidence),
+        *_collapse(evidence),
+        *_retraining(evidence),
     ]
 
 
 def _claim(
-    evidence: Evidence, name: str, statement: str, rule: str, values: pd.DataFrame,
-    agrees=(), disagrees=(), notes=(), claimed=True,
+    evidence: Evidence,
+    name: str,
+    statement: str,
+    rule: str,
+    values: pd.DataFrame,
+    agrees=(),
+    disagrees=(),
+    notes=(),
+    claimed=True,
 ) -> Claim:
     """agrees, disagrees: what speaks against calling it so."""
     tasks = evidence.experiment.tasks.values()
@@ -526,7 +569,8 @@ def _claim(
     learnt = list(np.sign(list(evidence.gap.values()))) == better
     unlearnt = "" if learnt else "the dense network does not beat the position prior on every task"
     doubts = {
-        AGREES: [unlearnt, *agrees], DISAGREES: [unlearnt, *disagrees],
+        AGREES: [unlearnt, *agrees],
+        DISAGREES: [unlearnt, *disagrees],
         CANNOT_SAY: [unlearnt, *(doubt for doubt in agrees if doubt in disagrees)],
     }
     command = deciding_command(evidence.experiment) if claimed else ""
@@ -538,8 +582,13 @@ def _strict_premise(evidence: Evidence, saved: pd.Series) -> Claim:
     """Stricter than the paper's claim 1, which is about what is saved: see `savings`."""
     times = [f"{1 / (1 - saved[size]):.1f} times the {name}" for size, name in AXES.items()]
     return _claim(
-        evidence, "1 strict", "no worse on any task than a full-size network for each", "ahead",
-        _premise_shares(evidence), claimed=False, notes=[f"those take {' and '.join(times)}"],
+        evidence,
+        "1 strict",
+        "no worse on any task than a full-size network for each",
+        "ahead",
+        _premise_shares(evidence),
+        claimed=False,
+        notes=[f"those take {' and '.join(times)}"],
     )
 
 
@@ -625,10 +674,18 @@ def _retraining(evidence: Evidence) -> list[Claim]:
     ):
         steps = " steps in all against ".join(map(evidence.steps_in_all, (first, second)))
         agrees, disagrees = opponents[second], [evidence.unfinished(first), limit]
-        found.append(_claim(
-            evidence, name, f"re-trained {words}", "ahead", evidence.ahead(first, second),
-            agrees, disagrees, notes=[untuned, steps, *disagrees, *agrees],
-        ))
+        found.append(
+            _claim(
+                evidence,
+                name,
+                f"re-trained {words}",
+                "ahead",
+                evidence.ahead(first, second),
+                agrees,
+                disagrees,
+                notes=[untuned, steps, *disagrees, *agrees],
+            )
+        )
     return found
 
 

@@ -13,9 +13,7 @@ from matplotlib.figure import Figure
 
 from mtprune_utils.core.data import Dataset
 from mtprune_utils.core.model import build
-from mtprune_utils.core.scoring import (
-    ACTIVATIONS, GRADIENT, TASK_GRADIENTS, WEIGHTS, Scores,
-)
+from mtprune_utils.core.scoring import ACTIVATIONS, GRADIENT, TASK_GRADIENTS, WEIGHTS, Scores
 from mtprune_utils.core.task import channels
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.criteria import get_criterion
@@ -37,7 +35,8 @@ MARKS = {  # arm: marker, filled, colour, what it is
     "scratch": ("s", False, GREEN, "its widths, from random weights"),
 }
 AGREEMENT = {
-    "spearman": "Spearman, all filters", "within_layers": "Spearman within layers",
+    "spearman": "Spearman, all filters",
+    "within_layers": "Spearman within layers",
     "overlap": "overlap of the lower halves",
 }
 
@@ -112,7 +111,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     columns = {
         name: against(table, *sides).apply(
             lambda row: f"{row['ahead']} +, {row['behind']} −, of {row['cells']}", axis=1
-        ) for name, sides in SUMMARY.items()
+        )
+        for name, sides in SUMMARY.items()
     }
     names = [name for name in in_order(list(table["criterion"])) if name != UNIFORM]
     return pd.DataFrame(columns).reindex(names).fillna("").rename_axis("criterion")
@@ -131,11 +131,15 @@ def balance(evidence: Evidence) -> pd.DataFrame:
     spread = (wide.max(axis=1) - wide.min(axis=1)).groupby(networks).agg(["mean", "std"])
     means, deviations = wide.groupby(networks).mean(), wide.groupby(networks).std()
     worst = means.idxmin(axis=1)
-    return pd.DataFrame({
-        "worst": worst, "kept": means.min(axis=1),
-        "kept_sd": [deviations.loc[network, task] for network, task in worst.items()],
-        "spread": spread["mean"], "spread_sd": spread["std"],
-    }).reset_index()
+    return pd.DataFrame(
+        {
+            "worst": worst,
+            "kept": means.min(axis=1),
+            "kept_sd": [deviations.loc[network, task] for network, task in worst.items()],
+            "spread": spread["mean"],
+            "spread_sd": spread["std"],
+        }
+    ).reset_index()
 
 
 def cost_per_step(experiment: Experiment, dataset: Dataset, rounds: int = 15) -> pd.DataFrame:
@@ -173,7 +177,7 @@ def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure
     tasks, levels = (list(dict.fromkeys(table[name])) for name in ("task", "level"))
     names = in_order(list(table["criterion"]))
     figure, axes = grid_of_axes(
-        len(tasks), len(levels), 4, 0.9 + 0.22 * len(names), sharey=True, sharex="row",
+        len(tasks), len(levels), 4, 0.9 + 0.22 * len(names), sharey=True, sharex="row"
     )
     places = {"finetune": -0.22, FINETUNE_SHUFFLED: 0.0, "scratch": 0.22}
     for row, task in zip(axes, tasks):
@@ -185,8 +189,15 @@ def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure
                 errors = np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
                 face = colour if filled else "white"
                 axis.errorbar(
-                    rows["mean"], y, xerr=np.nan_to_num(errors), fmt=marker, color=colour,
-                    markerfacecolor=face, markersize=4, linewidth=1, label=label,
+                    rows["mean"],
+                    y,
+                    xerr=np.nan_to_num(errors),
+                    fmt=marker,
+                    color=colour,
+                    markerfacecolor=face,
+                    markersize=4,
+                    linewidth=1,
+                    label=label,
                 )
             for x in (0, 1):
                 axis.axvline(x, color="black", linewidth=0.8, linestyle=":")
@@ -200,9 +211,7 @@ def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure
     return figure, table
 
 
-def fig8_task_balance(
-    table: pd.DataFrame, sizes: tuple[float, ...]
-) -> tuple[Figure, pd.DataFrame]:
+def fig8_task_balance(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure, pd.DataFrame]:
     """Which tasks pay for each criterion: the tasks' kept shares side by side, fine-tuned.
 
     table: `compare`'s. Returns the figure and what it shows of the table.
@@ -213,12 +222,12 @@ def fig8_task_balance(
     figure, axes = grid_of_axes(1, len(levels), 4, 1.2 + 0.2 * len(names), sharey=True, sharex=True)
     colours = dict(zip(tasks, COLOURS))  # six tasks at most
     for axis, level in zip(axes[0], levels):
-        cell = shown[shown["level"] == level].pivot(
-            index="criterion", columns="task", values="mean"
-        ).reindex(names)
-        axis.hlines(
-            range(len(names)), cell.min(axis=1), cell.max(axis=1), color=GRAY, linewidth=1
+        cell = (
+            shown[shown["level"] == level]
+            .pivot(index="criterion", columns="task", values="mean")
+            .reindex(names)
         )
+        axis.hlines(range(len(names)), cell.min(axis=1), cell.max(axis=1), color=GRAY, linewidth=1)
         for task, colour in colours.items():
             axis.plot(cell[task], range(len(names)), "o", color=colour, markersize=4, label=task)
         axis.set_yticks(range(len(names)), names, fontsize=7)
@@ -245,8 +254,16 @@ def fig8_agreement(agreement: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
         half = means[measure, "mean"].unstack().reindex(index=names, columns=names)
         both = half.fillna(half.T)
         sns.heatmap(
-            both, ax=axis, square=True, cmap="RdBu", vmin=-1, vmax=1, cbar=False, annot=True,
-            fmt=".1f", annot_kws={"fontsize": 6},
+            both,
+            ax=axis,
+            square=True,
+            cmap="RdBu",
+            vmin=-1,
+            vmax=1,
+            cbar=False,
+            annot=True,
+            fmt=".1f",
+            annot_kws={"fontsize": 6},
         )
         axis.set(xlabel="", ylabel="")
         axis.set_title(title, fontsize="medium")

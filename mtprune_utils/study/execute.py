@@ -132,6 +132,7 @@ def execute_missing(runs: list[Run], report: Report = print) -> None:
 
 # --- weights that a restored run lacks ---
 
+
 def restore_weights(run: Run) -> None:
     """Have the weights that the run goes on from, repeating the finished run that made them.
 

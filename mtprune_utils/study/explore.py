@@ -21,9 +21,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mtprune_utils.core.data import Dataset, Split
-from mtprune_utils.core.evaluation import (
-    evaluation_batches, forward, output_scale, recalibrated,
-)
+from mtprune_utils.core.evaluation import evaluation_batches, forward, output_scale, recalibrated
 from mtprune_utils.core.iterative import removal_plan
 from mtprune_utils.core.model import MultiTaskModel, evaluation_mode, load_model
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Scores
@@ -44,12 +42,16 @@ from mtprune_utils.study.profiles import PROFILES
 
 # What a slider wants of the smoke profile: more sizes, a network that has seen a little, no search.
 SMALL = {
-    "dense.steps": 120, "prune.filters_per_step": 26, "prune.prune_interval": 4, "tuning.trials": 0,
+    "dense.steps": 120,
+    "prune.filters_per_step": 26,
+    "prune.prune_interval": 4,
+    "tuning.trials": 0,
 }
 IMAGES = 12  # of the test images, which predictions are kept of
 
 
 # --- what there is ---
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -108,7 +110,7 @@ def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: 
                 output = task.target.resize_output(output, batch.shape[-2:])
                 found[name].append(as_target(output, task).cpu())
                 for i, target in enumerate(targets[name]):
-                    quality[name].append(_quality(task, output[i:i + 1], target[None]))
+                    quality[name].append(_quality(task, output[i : i + 1], target[None]))
     return Seen({name: torch.cat(parts) for name, parts in found.items()}, quality)
 
 
@@ -132,6 +134,7 @@ def _quality(task: Task, output: Tensor, target: Tensor) -> float:
 
 
 # --- a run once more ---
+
 
 def replay(run: Run, dataset: Dataset, images: Split) -> Networks:
     """A finished run once more, from the same dense network, with a look at every filter.
@@ -170,7 +173,8 @@ def replay(run: Run, dataset: Dataset, images: Split) -> Networks:
             for mean, count in zip(means, rows["removed_next"])
         ]
         found.filters[removal] = Filters(
-            kept, [mean.cpu().numpy() for mean in means],
+            kept,
+            [mean.cpu().numpy() for mean in means],
             [units[gone.numpy()] for units, gone in zip(kept, chosen)],
         )
         kept = [np.delete(units, gone.numpy()) for units, gone in zip(kept, chosen)]
@@ -188,13 +192,18 @@ def saved_networks(run: Run, sizes: pd.DataFrame, images: Split) -> Networks:
     for row in sizes.dropna(subset="target_level").to_dict("records"):
         files[row["removal"]] = run.path(at_level(int(row["target_level"])))
     device, tasks = device_of(run.profile), run.experiment.tasks
-    return Networks({}, {
-        removal: look(load_model(file).to(device), images, tasks, run.profile)
-        for removal, file in files.items() if file.exists()
-    })
+    return Networks(
+        {},
+        {
+            removal: look(load_model(file).to(device), images, tasks, run.profile)
+            for removal, file in files.items()
+            if file.exists()
+        },
+    )
 
 
 # --- the runs of a profile ---
+
 
 class Results:
     """Every pruning run of a profile on its data: tables, and networks as far as they are there.
@@ -245,7 +254,8 @@ class Results:
             device = device_of(self.profile)
             images = self.images.to(device)
             self._networks[cell] = (
-                replay(run, self.dataset.to(device), images) if self.replayed
+                replay(run, self.dataset.to(device), images)
+                if self.replayed
                 else saved_networks(run, self.sizes[cell], images)
             )
         return self._networks[cell]
@@ -256,7 +266,8 @@ class Results:
         criteria = dict.fromkeys(criterion for criterion, _ in self.sizes)
         tables = {
             criterion: pd.concat(
-                rows.assign(seed=seed) for (name, seed), rows in self.sizes.items()
+                rows.assign(seed=seed)
+                for (name, seed), rows in self.sizes.items()
                 if name == criterion
             )
             for criterion in criteria
@@ -294,6 +305,7 @@ def saved_results(first: Experiment, figures: Path) -> dict[str, Experiment]:
 
 # --- the widget ---
 
+
 class Explorer:
     """Pickers, a slider over the network's size, and what they choose, drawn anew at every move.
 
@@ -314,7 +326,7 @@ class Explorer:
         self.seed = widgets.Dropdown(description="seed", **fixed)
         self.image = widgets.IntSlider(min=1, max=IMAGES, description="test image")
         self.size = widgets.SelectionSlider(
-            options=[""], description="size", layout={"width": "98%"},
+            options=[""], description="size", layout={"width": "98%"}
         )
         self.size.add_class("explore-size")
         panel = {"layout": {"flex": "1 1 330px"}}
@@ -327,10 +339,17 @@ class Explorer:
         pair = widgets.HBox(
             [self.views["filters"], self.views["images"]], layout={"flex_flow": "row wrap"}
         )
-        self.box = widgets.VBox([
-            widgets.HTML(views.STYLE), pickers, self.size, self.views["head"], pair, self.plots,
-            self.views["maps"],
-        ])
+        self.box = widgets.VBox(
+            [
+                widgets.HTML(views.STYLE),
+                pickers,
+                self.size,
+                self.views["head"],
+                pair,
+                self.plots,
+                self.views["maps"],
+            ]
+        )
         self.box.add_class("explore")
         self._open(results)
         self.data.observe(self._data_picked, "value")
@@ -350,9 +369,7 @@ class Explorer:
         self.criterion.options = [(style_of(name)[1], name) for name in criteria]
         self.criterion.index = 0
         self.image.max = images
-        self.plots.children = [
-            widgets.HTML(layout={"flex": "1 1 300px"}) for _ in results.metrics
-        ]
+        self.plots.children = [widgets.HTML(layout={"flex": "1 1 300px"}) for _ in results.metrics]
         self._busy = False
         self._run_picked()
 
@@ -404,9 +421,7 @@ class Explorer:
         row = rows.loc[removal]
         share = row["parameters"] / rows.loc[0, "parameters"]
         self._parameters = row["parameters"]
-        dense, widths = (
-            [int(w) for w in rows.loc[r, "widths"].split()] for r in (0, removal)
-        )
+        dense, widths = ([int(w) for w in rows.loc[r, "widths"].split()] for r in (0, removal))
         self._draw_filters(dense, widths, networks, removal)
         self._draw_images(networks.seen, removal, rows)
         for plot, (metric, title) in zip(self.plots.children, results.metrics.items()):
@@ -503,6 +518,7 @@ def _when(removal: int) -> str:
 
 
 # --- pictures of targets ---
+
 
 def limits_of(target: Tensor, task: Task) -> tuple[float, float] | None:
     """The range of colours that prediction and truth share, where the kind of target has none."""

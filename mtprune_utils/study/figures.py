@@ -25,8 +25,10 @@ from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, ORANGE, RED,
 PACKAGES = ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")
 DASHES = ("--", ":", "-.")  # of the runs that were tuned for each size, the largest first
 SIZES = {
-    "parameters": "parameters", "filters": "backbone filters",
-    "backbone_parameters": "backbone parameters", "macs": "multiply-accumulates of one image",
+    "parameters": "parameters",
+    "filters": "backbone filters",
+    "backbone_parameters": "backbone parameters",
+    "macs": "multiply-accumulates of one image",
 }
 PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
     [
@@ -36,7 +38,11 @@ PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
         ("CosPrune, from scratch, published", BLUE, 14.4e6, 0.44, 0.31, 18.1),
     ],
     columns=[
-        "label", "colour", "parameters", "segmentation.pixel_accuracy", "depth.relative_error",
+        "label",
+        "colour",
+        "parameters",
+        "segmentation.pixel_accuracy",
+        "depth.relative_error",
         "normals.mean_angle",
     ],
 )
@@ -49,15 +55,19 @@ def panels(tasks: dict[str, Task]) -> dict[str, str]:
 
 
 def title(metric: str) -> str:
-    """"depth.relative_error" as a person would write it."""
+    """ "depth.relative_error" as a person would write it."""
     task, name = metric.split(".")
     degrees = " (degrees)" if name.endswith("angle") else ""
     return f"{task.replace('_', ' ').capitalize()}: {name.replace('_', ' ')}{degrees}"
 
 
 def save_figure(
-    figure: Figure, name: str, data: pd.DataFrame, experiment: Experiment,
-    origins: dict[str, dict], folder: Path,
+    figure: Figure,
+    name: str,
+    data: pd.DataFrame,
+    experiment: Experiment,
+    origins: dict[str, dict],
+    folder: Path,
 ) -> None:
     """Write a figure as .png and .pdf, with the plotted data (.csv) and where it came from (.json).
 
@@ -79,12 +89,17 @@ def save_figure(
     seeds = sorted({origin["params"]["seed"] for origin in origins.values()})
     present = {f"{run.stage}/{run.name}": run for run in experiment.runs()}
     other = {
-        label: run["code"] for label, run in used.items()
+        label: run["code"]
+        for label, run in used.items()
         if label in present and experiment.refusal(present[label], run["code"])
     }
     about = {
-        "data": experiment.data, "profile": asdict(experiment.profile), "seeds": seeds,
-        "notebook": store.notebook_digest(name), "other_code": other, "runs": used,
+        "data": experiment.data,
+        "profile": asdict(experiment.profile),
+        "seeds": seeds,
+        "notebook": store.notebook_digest(name),
+        "other_code": other,
+        "runs": used,
     }
     write_json(place / f"{name}.json", store.provenance(store.figure_code(), PACKAGES, **about))
 
@@ -98,8 +113,11 @@ def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
     rows = ["image", *(name for name in dataset.tasks if name not in whole)]
     shape = split.image.shape[2] / split.image.shape[3]
     figure, axes = plt.subplots(
-        len(rows), count, figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3),
-        layout="constrained", squeeze=False,
+        len(rows),
+        count,
+        figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3),
+        layout="constrained",
+        squeeze=False,
     )
     for i, column in enumerate(axes.T):
         named = (dataset.tasks[name].classes[split.targets[name][i]] for name in whole)
@@ -164,11 +182,17 @@ def target_ranges(dataset: Dataset, images: int = 200) -> pd.DataFrame:
             target = split.targets[task.name][:images].float()
             valid = task.target.valid(target)
             values = target.movedim(1, -1)[valid] if target.dim() == 4 else target[valid]
-            rows.append({
-                "split": name, "target": task.name, "unit": task.target.unit,
-                "smallest": values.min().item(), "median": values.median().item(),
-                "largest": values.max().item(), "valid": valid.float().mean().item(),
-            })
+            rows.append(
+                {
+                    "split": name,
+                    "target": task.name,
+                    "unit": task.target.unit,
+                    "smallest": values.min().item(),
+                    "median": values.median().item(),
+                    "largest": values.max().item(),
+                    "valid": valid.float().mean().item(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -209,9 +233,7 @@ def grid_of_axes(
 ) -> tuple[Figure, np.ndarray]:
     """A figure of so many panels, each of that size in inches, and their axes as a table."""
     size = (width * columns, height * rows)
-    return plt.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, **more
-    )
+    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **more)
 
 
 def _size_axis(axis, label: str) -> None:
@@ -275,15 +297,22 @@ def _draw_published(axis, metric: str, scratch: bool) -> None:
         retrained = "scratch" in point["label"]
         if metric in point and (scratch or not retrained):
             mark = {
-                "marker": "o" if retrained else "s", "color": point["colour"], "fillstyle": "none",
+                "marker": "o" if retrained else "s",
+                "color": point["colour"],
+                "fillstyle": "none",
                 "linestyle": "",
             }
             axis.plot(point["parameters"], point[metric], label=point["label"], **mark)
 
 
 def _panels_by_size(
-    pruned: pd.DataFrame, retrained: pd.DataFrame | None, dense: pd.DataFrame,
-    trivial: pd.DataFrame, tasks: dict[str, Task], sizes: tuple[float, ...], published: bool,
+    pruned: pd.DataFrame,
+    retrained: pd.DataFrame | None,
+    dense: pd.DataFrame,
+    trivial: pd.DataFrame,
+    tasks: dict[str, Task],
+    sizes: tuple[float, ...],
+    published: bool,
 ) -> tuple[Figure, pd.DataFrame]:
     """One row of panels for each kind of size, one column for each task, with two levels.
 
@@ -322,8 +351,12 @@ def _panels_by_size(
 
 
 def fig1_iterative_pruning(
-    pruned: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame, tasks: dict[str, Task],
-    sizes: tuple[float, ...], published: bool = False,
+    pruned: pd.DataFrame,
+    dense: pd.DataFrame,
+    trivial: pd.DataFrame,
+    tasks: dict[str, Task],
+    sizes: tuple[float, ...],
+    published: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 1: metrics after recovery against size; at each of the sizes, what Table 1 judges.
 
@@ -347,8 +380,9 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     there = table.groupby(["criterion", "filters"])["seed"].transform("nunique")
     table = table[there == table.groupby("criterion")["seed"].transform("nunique")]
     means = (
-        table
-        .groupby(["criterion", "filters", "layer"], sort=False)[["share", "cosine", "dead_share"]]
+        table.groupby(["criterion", "filters", "layer"], sort=False)[
+            ["share", "cosine", "dead_share"]
+        ]
         .mean()
         .reset_index()
     )
@@ -358,7 +392,9 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
     styles = {
         ("share", "share of the layer's filters left"): {"cmap": "viridis", "vmin": 0, "vmax": 1},
         ("cosine", "mean cosine similarity of task gradients"): {
-            "cmap": "RdBu", "vmin": -limit, "vmax": limit
+            "cmap": "RdBu",
+            "vmin": -limit,
+            "vmax": limit,
         },
     }
     for row, ((value, label), style) in zip(axes, styles.items()):
@@ -377,8 +413,13 @@ def fig2_layer_widths(layers: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 def fig3_retrained_from_scratch(
-    pruned: pd.DataFrame, retrained: pd.DataFrame, dense: pd.DataFrame, trivial: pd.DataFrame,
-    tasks: dict[str, Task], sizes: tuple[float, ...], published: bool = False,
+    pruned: pd.DataFrame,
+    retrained: pd.DataFrame,
+    dense: pd.DataFrame,
+    trivial: pd.DataFrame,
+    tasks: dict[str, Task],
+    sizes: tuple[float, ...],
+    published: bool = False,
 ) -> tuple[Figure, pd.DataFrame]:
     """Figure 3: found architectures from random weights (solid) against the iterative run.
 
@@ -411,7 +452,11 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ]
             ends = [1, table["theoretical"].max()]
             axis.plot(
-                ends, ends, color="black", linewidth=0.8, linestyle=":",
+                ends,
+                ends,
+                color="black",
+                linewidth=0.8,
+                linestyle=":",
                 label="in proportion to MACs",
             )
             for (criterion, network), line in panel.groupby(["criterion", "network"], sort=False):
@@ -427,8 +472,12 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
                 if found:  # the dense network, where every run starts
                     x, y = [1, *x], [1, *y]
                 axis.plot(
-                    x, y, color=colour, markersize=5,
-                    label=label if found else f"{label}, {network}", **style,
+                    x,
+                    y,
+                    color=colour,
+                    markersize=5,
+                    label=label if found else f"{label}, {network}",
+                    **style,
                 )
             memory = value == "memory_ratio"
             threads = f" (threads: {panel['threads'].iloc[0]})" if device == "cpu" else ""
@@ -453,9 +502,17 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
 
 
 OUTCOMES = {
-    "equivalent": BLUE, "better": BLUE, "below half": BLUE, "no worse": GREEN,
-    "different": RED, "differs": RED, "worse": RED, "above half": RED,
-    "differ, size open": ORANGE, "inconclusive": GRAY, "not told apart": GRAY,
+    "equivalent": BLUE,
+    "better": BLUE,
+    "below half": BLUE,
+    "no worse": GREEN,
+    "different": RED,
+    "differs": RED,
+    "worse": RED,
+    "above half": RED,
+    "differ, size open": ORANGE,
+    "inconclusive": GRAY,
+    "not told apart": GRAY,
 }
 
 
@@ -478,16 +535,18 @@ def fig5_claims(
         means = f"{about['outcome']} | the paper: {about['paper']}"
         words = textwrap.fill(f"{claim}: {about['statement']}", 52)
         axis.set_title(f"{words}\n{means}", fontsize=7.5, loc="left")
-    for axis in axes.flat[len(shown):]:
+    for axis in axes.flat[len(shown) :]:
         axis.set_axis_off()
     handles = [
         axes[0, 0].plot([], [], "o", color=colour, label=outcome)[0]
-        for outcome, colour in OUTCOMES.items() if outcome in set(cells["outcome"])
+        for outcome, colour in OUTCOMES.items()
+        if outcome in set(cells["outcome"])
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize="small")
     figure.supxlabel(
         "shares of the gap between position prior and dense network: how far the first named is "
-        "ahead, or what is kept (claim 3)", fontsize=9,
+        "ahead, or what is kept (claim 3)",
+        fontsize=9,
     )
     return figure, cells
 
@@ -555,7 +614,10 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
                 best = finished.loc[finished["loss"].idxmin()]
                 axis.plot(best["lr"], best["loss"], "*", color=colour, markersize=12)
                 axis.plot(
-                    given_up["lr"], [0.03] * len(given_up), "x", color=colour,
+                    given_up["lr"],
+                    [0.03] * len(given_up),
+                    "x",
+                    color=colour,
                     transform=axis.get_xaxis_transform(),
                 )
             axis.set(
@@ -563,9 +625,7 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
                 ylabel="validation loss",
             )
             axis.set(xlabel="learning rate", xscale="log", xlim=profile.tuning.lr)
-    legend_below(
-        figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1]))
-    )
+    legend_below(figure, max(axes[:, 0], key=lambda axis: len(axis.get_legend_handles_labels()[1])))
     return figure, trials
 
 
@@ -574,18 +634,14 @@ def show_trials(trials: pd.DataFrame) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     finished = trials[trials["state"] == "complete"]
     axes[0].plot(finished["trial"], finished["loss"], "o")
-    axes[0].plot(
-        finished["trial"], finished["loss"].cummin(), color=GRAY, label="best so far"
-    )
+    axes[0].plot(finished["trial"], finished["loss"].cummin(), color=GRAY, label="best so far")
     axes[0].set(xlabel="trial", ylabel="validation loss")
     axes[0].legend()
     marks = axes[1].scatter(
         finished["lr"], finished["weight_decay"], c=finished["loss"], cmap="viridis_r"
     )
     given_up = trials[trials["state"] != "complete"]
-    axes[1].plot(
-        given_up["lr"], given_up["weight_decay"], "x", color=GRAY, label="given up early"
-    )
+    axes[1].plot(given_up["lr"], given_up["weight_decay"], "x", color=GRAY, label="given up early")
     axes[1].set(xscale="log", yscale="log", xlabel="learning rate", ylabel="weight decay")
     figure.colorbar(marks, label="validation loss")
     return figure

@@ -26,9 +26,21 @@ from mtprune_utils.study.profiles import flat, get_profile
 
 UNIFORM, ALL_TASKS = retrain.UNIFORM, dense.ALL_TASKS
 SHARED_SETTINGS = (
-    "train_images", "test_images", "validation_share", "image_height", "crop", "scale",
-    "depth_follows_scale", "batch_size", "backbone", "width", "least_width", "stride", "head_width",
-    "dropout", "precision",
+    "train_images",
+    "test_images",
+    "validation_share",
+    "image_height",
+    "crop",
+    "scale",
+    "depth_follows_scale",
+    "batch_size",
+    "backbone",
+    "width",
+    "least_width",
+    "stride",
+    "head_width",
+    "dropout",
+    "precision",
 )
 
 
@@ -100,9 +112,7 @@ class Experiment:
     def entries(self) -> list[str]:
         """What every run of the experiment names in the registries."""
         p = self.profile
-        return [
-            f"datasets.{self.data}", f"backbones.{p.backbone}", f"weightings.{p.weighting}",
-        ]
+        return [f"datasets.{self.data}", f"backbones.{p.backbone}", f"weightings.{p.weighting}"]
 
     @property
     def vouched_file(self) -> Path:
@@ -374,7 +384,9 @@ class Run(store.RunFolder):
             own["budget"] = profile.controls.budget
         tasks = channels(self.experiment.tasks)
         cell = {
-            "seed": self.seed, "criterion": self.criterion, "arm": self.arm,
+            "seed": self.seed,
+            "criterion": self.criterion,
+            "arm": self.arm,
             "size": None if self.level is None else profile.sizes[self.level],
             "tasks": {self.arm: tasks[self.arm]} if self.arm in tasks else tasks,
         }

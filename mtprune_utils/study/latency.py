@@ -25,7 +25,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mtprune_utils.core.model import (
-    Architecture, MultiTaskModel, build, complexity, evaluation_mode, skeleton,
+    Architecture,
+    MultiTaskModel,
+    build,
+    complexity,
+    evaluation_mode,
+    skeleton,
 )
 from mtprune_utils.stages.retrain import widths_of
 
@@ -35,6 +40,7 @@ SETTING = ["device", "runtime", "batch"]
 
 
 # --- which networks ---
+
 
 def widths_along(run: pd.DataFrame, count: int) -> list[tuple[int, ...]]:
     """The widths of `count` networks that a pruning run passed through.
@@ -73,15 +79,17 @@ def networks_along(
     for criterion, run in pruned.groupby("criterion", sort=False):
         for size, widths in enumerate(widths_along(run, count)):
             for network, kept in (
-                ("found", widths), ("rounded up", rounded_up(widths, dense, multiple)),
+                ("found", widths),
+                ("rounded up", rounded_up(widths, dense, multiple)),
             ):
-                rows.append({
-                    "criterion": criterion, "size": size, "network": network, "widths": kept,
-                })
+                rows.append(
+                    {"criterion": criterion, "size": size, "network": network, "widths": kept}
+                )
     return pd.DataFrame(rows)
 
 
 # --- latency and memory ---
+
 
 def latency(call: Callable[[], object], seconds: float) -> float:
     """Median seconds of a call, over as many as fit into `seconds`, at least one.
@@ -163,6 +171,7 @@ def device_name(device: str) -> str:
 
 # --- ONNX ---
 
+
 def export_onnx(model: MultiTaskModel, size: tuple[int, int]) -> bytes:
     """The network as an ONNX file.
 
@@ -171,8 +180,14 @@ def export_onnx(model: MultiTaskModel, size: tuple[int, int]) -> bytes:
     """
     with evaluation_mode(model):
         exported = torch.onnx.export(
-            model, (torch.zeros(2, 3, *size),), dynamo=True, optimize=False, verbose=False,
-            input_names=["images"], output_names=list(model.heads), dynamic_shapes=({0: "batch"},),
+            model,
+            (torch.zeros(2, 3, *size),),
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            input_names=["images"],
+            output_names=list(model.heads),
+            dynamic_shapes=({0: "batch"},),
         ).model_proto
     for node in exported.graph.node:
         del node.metadata_props[:]  # stack traces, with paths of this machine
@@ -219,8 +234,12 @@ def check_outputs(
 
 # --- the table ---
 
+
 def measure(
-    dense: Architecture, widths: Iterable[tuple[int, ...]], size: tuple[int, int], seconds: float,
+    dense: Architecture,
+    widths: Iterable[tuple[int, ...]],
+    size: tuple[int, int],
+    seconds: float,
     batches: tuple[int, ...] = (1, 16),
 ) -> pd.DataFrame:
     """Latency and peak memory at the given widths, on the CPU and, if there is one, the GPU.
@@ -241,22 +260,34 @@ def measure(
 
         def add(device: str, runtime: str, batch: int, call: Callable, peak: float) -> None:
             where = {"processor": device_name(device), "threads": torch.get_num_threads()}
-            rows.append({
-                **costs, "device": device, "runtime": runtime, "batch": batch,
-                "peak_mib": peak / 2**20, **where,
-            })
+            rows.append(
+                {
+                    **costs,
+                    "device": device,
+                    "runtime": runtime,
+                    "batch": batch,
+                    "peak_mib": peak / 2**20,
+                    **where,
+                }
+            )
             calls.append(call)
 
         for batch in batches:
             images = torch.rand(batch, 3, *size, generator=torch.Generator().manual_seed(0))
             check_outputs(model, session, images)
             add(
-                "cpu", "PyTorch", batch, partial(model, channels_last(images)),
+                "cpu",
+                "PyTorch",
+                batch,
+                partial(model, channels_last(images)),
                 peak_bytes(architecture, batch, size),
             )
             add(
-                "cpu", "ONNX Runtime", batch,
-                partial(session.run, None, {"images": images.numpy()}), math.nan,
+                "cpu",
+                "ONNX Runtime",
+                batch,
+                partial(session.run, None, {"images": images.numpy()}),
+                math.nan,
             )
         if torch.cuda.is_available():
             model = copy.deepcopy(model).cuda()
@@ -290,9 +321,9 @@ def speedups(networks: pd.DataFrame, measured: pd.DataFrame, dense: Architecture
     ]
     table = networks.merge(measured, on="widths").join(reference.add_suffix("_dense"), on=SETTING)
     ratios = {"theoretical": "macs", "speedup": "milliseconds", "memory_ratio": "peak_mib"}
-    table = table.assign(**{
-        name: table[f"{column}_dense"] / table[column] for name, column in ratios.items()
-    })
+    table = table.assign(
+        **{name: table[f"{column}_dense"] / table[column] for name, column in ratios.items()}
+    )
     return table[[column for column in table if not column.endswith("_dense")]]
 
 

@@ -14,8 +14,11 @@ COLOURS = (ORANGE, BLUE, GREEN, RED, PURPLE, PINK, GRAY)
 SEQUENTIAL = "cividis"  # the same order to every eye (Nuñez, Anderton and Renslow, 2018)
 INK = "#767676"  # text of a picture that does not know its page: 4.5 to white, 4.2 to #111
 CRITERIA = {
-    "taylor": (ORANGE, "Taylor"), "cosprune": (BLUE, "CosPrune"), "l1": (GREEN, "L1 magnitude"),
-    "random": (GRAY, "random"), "uniform": (RED, "uniform"),
+    "taylor": (ORANGE, "Taylor"),
+    "cosprune": (BLUE, "CosPrune"),
+    "l1": (GREEN, "L1 magnitude"),
+    "random": (GRAY, "random"),
+    "uniform": (RED, "uniform"),
 }
 SPARE = (PURPLE, PINK, GREEN, RED, ORANGE, BLUE)  # of criteria that have no colour of their own
 DASHES = ("", "5 3", "1.5 2.5", "7 2 1.5 2")  # as in SVG's stroke-dasharray

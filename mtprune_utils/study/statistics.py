@@ -61,9 +61,7 @@ def value_at(rows: pd.DataFrame, size: float, column: str, by: str = "parameters
     return float(np.interp(np.log(size), np.log(sizes), values, left=np.nan, right=np.nan))
 
 
-def at_sizes(
-    pruned: pd.DataFrame, targets: dict[int, float], columns: list[str]
-) -> pd.DataFrame:
+def at_sizes(pruned: pd.DataFrame, targets: dict[int, float], columns: list[str]) -> pd.DataFrame:
     """Pruning runs at each size, of the run that was tuned for it or the one that serves all.
 
     pruned: recovered networks; columns criterion, seed, arm, level (NaN: serves all) and
@@ -81,9 +79,9 @@ def at_sizes(
             if len(run):
                 widths = run.loc[(run["parameters"] - size).abs().idxmin(), "widths"]
                 values = {column: value_at(run, size, column) for column in columns}
-                points.append({
-                    **dict(zip(cell, names)), "level": level, "widths": widths, **values,
-                })
+                points.append(
+                    {**dict(zip(cell, names)), "level": level, "widths": widths, **values}
+                )
     return pd.DataFrame(points, columns=[*cell, "level", "widths", *columns])
 
 
@@ -128,8 +126,17 @@ def holm_levels(p: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
 
 
 OUTCOMES = (  # of a cell, the strongest words first
-    "different", "differs", "differ, size open", "better", "worse", "below half", "above half",
-    "equivalent", "no worse", "not told apart", "inconclusive",
+    "different",
+    "differs",
+    "differ, size open",
+    "better",
+    "worse",
+    "below half",
+    "above half",
+    "equivalent",
+    "no worse",
+    "not told apart",
+    "inconclusive",
 )
 
 
@@ -190,7 +197,9 @@ def judge_all(outcomes: Iterable[str], rule: str) -> str:
     if len(found) == 1:
         return found.pop()
     for word in {
-        "two-sided": ("different", "differ, size open"), "zero": ("differs",), "ahead": ("worse",),
+        "two-sided": ("different", "differ, size open"),
+        "zero": ("differs",),
+        "ahead": ("worse",),
         "half": ("above half",),
     }[rule]:
         if word in found:

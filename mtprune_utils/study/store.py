@@ -22,7 +22,14 @@ from pathlib import Path
 
 from mtprune_utils import registry
 from mtprune_utils.files import (
-    PACKAGE, PROJECT, checksum, csv_text, read_json, source_digest, write_atomically, write_json,
+    PACKAGE,
+    PROJECT,
+    checksum,
+    csv_text,
+    read_json,
+    source_digest,
+    write_atomically,
+    write_json,
 )
 from mtprune_utils.stages import get_stage, stage_names
 
@@ -39,6 +46,7 @@ KEPT = ("*.csv", "*.safetensors", BEST, PROVENANCE, "timing.json")  # what other
 
 # --- places ---
 
+
 def figures_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
     """Of one experiment, by its label."""
     return Path(figures) / label
@@ -51,12 +59,12 @@ def results_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
 def table_names() -> list[str]:
     """Every table that is collected, "<stage>_<table>"."""
     return [
-        f"{stage}_{Path(file).stem}"
-        for stage in stage_names() for file in get_stage(stage).TABLES
+        f"{stage}_{Path(file).stem}" for stage in stage_names() for file in get_stage(stage).TABLES
     ]
 
 
 # --- notebooks ---
+
 
 def stage_notebook(stage: str) -> Path:
     """The notebook that runs one run of a stage."""
@@ -82,7 +90,8 @@ def figure_notebooks() -> dict[str, Path]:
     """{figure: the notebook that draws it}."""
     return {
         figure: path
-        for path in notebook_paths() for figure in about_notebook(path).get("figures", ())
+        for path in notebook_paths()
+        for figure in about_notebook(path).get("figures", ())
     }
 
 
@@ -115,6 +124,7 @@ def drawn_otherwise(figure: str, origin: dict) -> list[str]:
 
 # --- where results came from ---
 
+
 def provenance(code: str, packages: tuple[str, ...] = (), **more) -> dict:
     """Code, versions, machine. Paths and host names are left out."""
     names = ("torch", "numpy", "torch-pruning", "safetensors", *packages)
@@ -141,8 +151,12 @@ def git(*arguments: str) -> str | None:
     own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         result = subprocess.run(
-            ["git", *arguments], cwd=PACKAGE.parent, env=own,
-            capture_output=True, text=True, check=True,
+            ["git", *arguments],
+            cwd=PACKAGE.parent,
+            env=own,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -156,6 +170,7 @@ def origin_of(run) -> dict:
 
 
 # --- run folders ---
+
 
 class RunFolder:
     """A run's files. Its subclass says `stage`, `name`, `place`, `inputs`, `code` and so on."""

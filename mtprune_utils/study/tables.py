@@ -18,7 +18,13 @@ from mtprune_utils.files import csv_text, parse_json, read_json, read_table, wri
 from mtprune_utils.study.grid import Experiment, Run
 from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.study.store import (
-    AGAIN, BEST, PROVENANCE, RECORDS, TEXTS, results_folder, table_names,
+    AGAIN,
+    BEST,
+    PROVENANCE,
+    RECORDS,
+    TEXTS,
+    results_folder,
+    table_names,
 )
 from mtprune_utils.stages import stage_names
 
@@ -55,7 +61,8 @@ def collect(experiment: Experiment, figures: Path) -> dict:
     for name, texts in parts.items():
         rows = [
             {"run": run.name, **row}
-            for run, text in texts for row in csv.DictReader(io.StringIO(text))
+            for run, text in texts
+            for row in csv.DictReader(io.StringIO(text))
         ]
         columns = list(dict.fromkeys(column for row in rows for column in row))
         if rows:

@@ -66,6 +66,7 @@ def _svg(width: float, height: float, label: str, parts: list[str], more: str = 
 
 # --- filters ---
 
+
 def filter_map(dense: list[int], widths: list[int], filters=None) -> str:
     """Every layer as a line of squares, one for each filter of the dense network.
 
@@ -122,9 +123,7 @@ def score_pictures(dense: list[int], by_removal: dict) -> list[str]:
     return [png(pixels) for pixels in pictures]
 
 
-def score_maps(
-    pictures: list[str], dense: list[int], columns: list[int], removal: int
-) -> str:
+def score_maps(pictures: list[str], dense: list[int], columns: list[int], removal: int) -> str:
     """`score_pictures` of a run's removals side by side, with a frame around the one shown."""
     figures = []
     for layer, (picture, whole) in enumerate(zip(pictures, dense)):
@@ -137,8 +136,7 @@ def score_maps(
             'stroke-width="2"/>',
         ]
         drawn = _svg(
-            len(columns), whole, f"scores of layer {layer + 1}", parts,
-            'preserveAspectRatio="none"',
+            len(columns), whole, f"scores of layer {layer + 1}", parts, 'preserveAspectRatio="none"'
         )
         figures.append(
             f'<figure class="layer">{drawn}<figcaption>layer {layer + 1}</figcaption></figure>'
@@ -170,6 +168,7 @@ def cosine_map(layers: pd.DataFrame, removal: int) -> str:
 
 
 # --- metrics ---
+
 
 def metric_plot(
     title: str, curves: dict[str, pd.DataFrame], size: float, point: tuple[str, float]
@@ -256,6 +255,7 @@ def _axes(x, y, values: tuple[float, float], sizes: tuple[float, float]) -> list
 
 
 # --- images ---
+
 
 def tile(title: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
     """A column of pictures {what it is: (H, W, 3) bytes}, with a title above and words below."""

@@ -210,7 +210,11 @@ def _repeater(tree: Path, experiment: Experiment, runs: Path) -> Iterator[subpro
     repeater = REPEATER if present else _before.REPEATER
     command = [sys.executable, "-c", repeater, json.dumps(own | {"runs": str(runs)})]
     with subprocess.Popen(
-        command, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        command,
+        cwd=tree,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
         env=ENVIRONMENT | os.environ | {"PYTHONPATH": str(tree)},
     ) as process:
         try:

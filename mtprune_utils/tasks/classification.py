@@ -26,11 +26,15 @@ def classification(
         return output[:, :, rows, columns].mean((2, 3))
 
     return Task(
-        name, count, ImageClass(),
+        name,
+        count,
+        ImageClass(),
         loss=lambda output, target: F.cross_entropy(logits(output), target.long()),
         meter=lambda: AccuracyMeter(logits),
         prior=lambda target: _frequencies(target, count),
-        endpoint="accuracy", shown="accuracy", higher_is_better=frozenset({"accuracy"}),
+        endpoint="accuracy",
+        shown="accuracy",
+        higher_is_better=frozenset({"accuracy"}),
         classes=tuple(classes),
     )
 

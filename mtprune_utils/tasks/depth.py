@@ -9,8 +9,14 @@ from mtprune_utils.core.task import Meter, Task, masked_mean
 
 def depth(inverse: bool = False, name: str = "depth") -> Task:
     return Task(
-        name, 1, InverseDepth() if inverse else Depth(), depth_l1, DepthMeter, prior=median_depth,
-        endpoint="relative_error", shown="relative_error",
+        name,
+        1,
+        InverseDepth() if inverse else Depth(),
+        depth_l1,
+        DepthMeter,
+        prior=median_depth,
+        endpoint="relative_error",
+        shown="relative_error",
         higher_is_better=frozenset({"delta1", "delta2", "delta3"}),
     )
 

@@ -12,9 +12,14 @@ LIMITS = (11.25, 22.5, 30)  # degrees
 
 def normals(name: str = "normals") -> Task:
     return Task(
-        name, 3, Normals(), normal_cosine, NormalMeter,
+        name,
+        3,
+        Normals(),
+        normal_cosine,
+        NormalMeter,
         prior=lambda target: target.sum(0, keepdim=True),
-        endpoint="mean_angle", shown="mean_angle",
+        endpoint="mean_angle",
+        shown="mean_angle",
         higher_is_better=frozenset(f"within_{limit}" for limit in LIMITS),
     )
 

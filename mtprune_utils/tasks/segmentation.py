@@ -12,10 +12,16 @@ def segmentation(classes: tuple[str, ...], name: str = "segmentation") -> Task:
     """classes: the names of classes 0, 1, ...; 255 is ignored."""
     count = len(classes)
     return Task(
-        name, count, Labels(), cross_entropy, lambda: SegmentationMeter(count),
+        name,
+        count,
+        Labels(),
+        cross_entropy,
+        lambda: SegmentationMeter(count),
         prior=lambda target: class_counts(target, count).float().unsqueeze(0),
-        endpoint="miou", shown="pixel_accuracy",
-        higher_is_better=frozenset({"pixel_accuracy", "miou"}), classes=tuple(classes),
+        endpoint="miou",
+        shown="pixel_accuracy",
+        higher_is_better=frozenset({"pixel_accuracy", "miou"}),
+        classes=tuple(classes),
     )
 
 

@@ -83,7 +83,9 @@ class Room:
     def __init__(self, seed):
         self.rng = rng = np.random.default_rng(seed)
         self.width, self.length, self.height = (
-            rng.uniform(2.8, 6.5), rng.uniform(2.8, 6.5), rng.uniform(2.4, 3.2),
+            rng.uniform(2.8, 6.5),
+            rng.uniform(2.8, 6.5),
+            rng.uniform(2.4, 3.2),
         )
         self.surfaces, self.materials, self.lights = {}, [], []
         self.frame = np.eye(4)
@@ -191,7 +193,8 @@ class Room:
         angle = np.linspace(0, 2 * np.pi, segments + 1)[:, None]
         ring = np.cos(angle) * side + np.sin(angle) * np.cross(axis, side)
         self.surface(
-            name, material,
+            name,
+            material,
             [np.asarray(base) + radius * ring + height * axis for radius, height in profile],
         )
 
@@ -209,7 +212,8 @@ class Room:
             return np.sign(a) * np.abs(a) ** roundness
 
         latitude, longitude = (
-            np.linspace(-np.pi / 2, np.pi / 2, 11)[:, None], np.linspace(0, 2 * np.pi, 25),
+            np.linspace(-np.pi / 2, np.pi / 2, 11)[:, None],
+            np.linspace(0, 2 * np.pi, 25),
         )
         unit = np.stack(
             [
@@ -227,17 +231,17 @@ class Room:
 
         radiance: RGB (3,) or a texture (H, W, 3).
         """
-        self.lights.append((
-            name, shape, self.frame @ matrix, np.asarray(radiance, "float32"), more,
-        ))
+        self.lights.append(
+            (name, shape, self.frame @ matrix, np.asarray(radiance, "float32"), more)
+        )
 
     # places
     def reserve(self, frame, width, depth, x=0.0, y=0.0):
         """Take the floor under a (width, depth) rectangle, its back edge centred on the frame."""
         xy = (
-            np.array([
-                (a, b, 0, 1) for a in (x - width / 2, x + width / 2) for b in (y + 0.0, y + depth)
-            ])
+            np.array(
+                [(a, b, 0, 1) for a in (x - width / 2, x + width / 2) for b in (y + 0.0, y + depth)]
+            )
             @ frame.T
         )
         x0, y0, x1, y1 = *xy[:, :2].min(0), *xy[:, :2].max(0)
@@ -323,7 +327,11 @@ def add_shell(r):
             add_window(r, width, low, high)
             if opaque:
                 add_curtains(
-                    r, curtain, width, side, u(0.02, 0.1) if r.chance(0.6) else low - 0.1,
+                    r,
+                    curtain,
+                    width,
+                    side,
+                    u(0.02, 0.1) if r.chance(0.6) else low - 0.1,
                     high + 0.08,
                 )
     paint = r.paint((0, 0.35), (0.65, 1))
@@ -331,7 +339,9 @@ def add_shell(r):
     second = (
         r.material(
             texture(
-                r.rng, r.rng.choice(["stripes", "dots", "fabric", "tiles"]), paper,
+                r.rng,
+                r.rng.choice(["stripes", "dots", "fabric", "tiles"]),
+                paper,
                 paper * u(0.6, 1.1),
             ),
             u(0.5, 1.2),
@@ -351,7 +361,8 @@ def add_shell(r):
                 for z0, z1 in itertools.pairwise(zs):
                     if not any(a <= x0 < b and c <= z0 < e for a, b, c, e in r.openings[k]):
                         r.surface(
-                            "wall", material,
+                            "wall",
+                            material,
                             [[(x0, 0, z0), (x1, 0, z0)], [(x0, 0, z1), (x1, 0, z1)]],
                         )
             r.box("wall", skirting, (0, length), (0, 0.012), (0, 0.08))
@@ -413,9 +424,9 @@ def add_window(r, width, low, high):
     view = np.where((rows > horizon)[..., None], sky, ground) * (
         r.u(2, 5) if r.day else r.u(0.03, 0.15)
     )
-    pane = np.array([
-        [-x, 0, 0, 0], [0, 0, 1, depth], [0, (high - low) / 2, 0, (low + high) / 2], [0, 0, 0, 1],
-    ])
+    pane = np.array(
+        [[-x, 0, 0, 0], [0, 0, 1, depth], [0, (high - low) / 2, 0, (low + high) / 2], [0, 0, 0, 1]]
+    )
     r.light("window", "rectangle", pane, view)
     if r.day and r.chance(0.45):  # sunshine: a beam from the pane down into the room
         aim = np.array([r.u(-0.8, 0.8), 1.0, -r.u(0.35, 0.9)])
@@ -424,7 +435,11 @@ def add_window(r, width, low, high):
         beam = np.eye(4)
         beam[:3, :4] = np.stack([left, np.cross(aim, left), aim, (0, depth + 0.06, high - 0.3)], 1)
         r.light(
-            "sun", "spot", beam, np.array([1, 0.85, 0.6]) * r.u(10, 35), cutoff_angle=r.u(14, 26),
+            "sun",
+            "spot",
+            beam,
+            np.array([1, 0.85, 0.6]) * r.u(10, 35),
+            cutoff_angle=r.u(14, 26),
             beam_width=13.0,
         )
 
@@ -470,7 +485,11 @@ def add_bed(r, w, d):
     r.cushion("bed", sheet, (-x + 0.02, x - 0.02), (0.06, d - 0.05), (h - 0.02, top), 0.15)
     blanket = u(0.35, 0.6)
     r.cushion(
-        "bed", r.cloth(), (-x - 0.02, x + 0.02), (blanket, d - 0.03), (h - u(0, 0.15), top + 0.05),
+        "bed",
+        r.cloth(),
+        (-x - 0.02, x + 0.02),
+        (blanket, d - 0.03),
+        (h - u(0, 0.15), top + 0.05),
         0.15,
     )
     n, cover = (1 if w < 1.3 else 2), r.cloth() if r.chance(0.5) else r.paint((0, 0.3), (0.6, 1))
@@ -493,13 +512,21 @@ def add_sofa(r, w, d):
         a = -x + arm + i * step
         r.cushion("sofa", second, (a, a + step), (thick * 0.8, d - 0.01), (seat - 0.14, seat), 0.25)
         r.cushion(
-            "sofa", second, (a, a + step), (thick * 0.6, thick + 0.14),
-            (seat - 0.02, back + u(-0.05, 0.05)), 0.35
+            "sofa",
+            second,
+            (a, a + step),
+            (thick * 0.6, thick + 0.14),
+            (seat - 0.02, back + u(-0.05, 0.05)),
+            0.35,
         )
         if r.chance(0.4):
             r.cushion(
-                "sofa", r.cloth(), (a + 0.05, a + 0.45), (thick + 0.12, thick + 0.26),
-                (seat, seat + 0.36), 0.45,
+                "sofa",
+                r.cloth(),
+                (a + 0.05, a + 0.45),
+                (thick + 0.12, thick + 0.26),
+                (seat, seat + 0.36),
+                0.45,
             )
     for a in (-x + 0.05, x - 0.1):
         for b in (0.05, d - 0.1):
@@ -530,8 +557,11 @@ def add_chair(r, style):
         for a in (-x, x - 0.04):
             for b in (-x, x - 0.04):
                 r.box(
-                    "chair", hard, (a, a + 0.04), (b, b + 0.04),
-                    (0, back if b < 0 and kind != "shell" else seat - 0.03)
+                    "chair",
+                    hard,
+                    (a, a + 0.04),
+                    (b, b + 0.04),
+                    (0, back if b < 0 and kind != "shell" else seat - 0.03),
                 )
     if kind == "ladder":
         r.box("chair", hard, (-x, x), (-x, x), (seat - 0.04, seat))
@@ -540,8 +570,12 @@ def add_chair(r, style):
     else:
         r.cushion("chair", soft, (-x, x), (-x, x), (seat - 0.07, seat + 0.02), 0.3)
         r.cushion(
-            "chair", soft, (-x, x), (-x - 0.01, -x + 0.06),
-            (seat + 0.1 if kind == "swivel" else seat, back), 0.3,
+            "chair",
+            soft,
+            (-x, x),
+            (-x - 0.01, -x + 0.06),
+            (seat + 0.1 if kind == "swivel" else seat, back),
+            0.3,
         )
     if kind == "swivel":
         r.rod("chair", hard, (0, -x, seat - 0.05), (0, -x - 0.01, seat + 0.2), 0.025)
@@ -599,7 +633,8 @@ def add_cabinet(r, w, d, h):
     u, wood, x, back, foot = r.u, r.wood(), w / 2, 0.015, r.u(0.0, 0.12)
     front = wood if r.chance(0.6) else r.paint(value=(0.3, 1), gloss=0.3 if r.chance(0.3) else None)
     kind, t = (
-        r.rng.choice(["shelves", "doors", "drawers", "mixed"], p=[0.45, 0.25, 0.15, 0.15]), 0.025,
+        r.rng.choice(["shelves", "doors", "drawers", "mixed"], p=[0.45, 0.25, 0.15, 0.15]),
+        0.025,
     )
     n, rows = max(1, round(w / u(0.45, 0.9))), max(1, round((h - foot) / u(0.28, 0.42)))
     r.box("cabinet", wood, (-x, x), (0, d), (h - t, h))
@@ -613,8 +648,11 @@ def add_cabinet(r, w, d, h):
         if part == "doors":
             r.box("cabinet", front, (a, b - 0.005), (d, d + 0.02), (foot, h - 0.01))
             r.rod(
-                "cabinet", wood, (b - 0.06, d + 0.04, h * 0.5 - 0.08),
-                (b - 0.06, d + 0.04, h * 0.5 + 0.08), 0.012,
+                "cabinet",
+                wood,
+                (b - 0.06, d + 0.04, h * 0.5 - 0.08),
+                (b - 0.06, d + 0.04, h * 0.5 + 0.08),
+                0.012,
             )
         for j in range(rows):
             z = foot + j * rise
@@ -674,20 +712,27 @@ def add_item(r, w, d, h):
                 "clutter",
                 paint(),
                 [
-                    (0, 0.01), (a * 0.5, 0), (a * 0.85, z * 0.5), (a, z), (a * 0.9, z),
-                    (a * 0.5, z * 0.3), (0, z * 0.2),
+                    (0, 0.01),
+                    (a * 0.5, 0),
+                    (a * 0.85, z * 0.5),
+                    (a, z),
+                    (a * 0.9, z),
+                    (a * 0.5, z * 0.3),
+                    (0, z * 0.2),
                 ],
             )
         elif kind == "vase":
             z = min(h, u(0.18, 0.5))
             r.lathe(
-                "clutter", paint(),
-                [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)]
+                "clutter",
+                paint(),
+                [(0, 0)] + [(min(size, z) * u(0.1, 0.35), z * t) for t in (0, 0.3, 0.5, 0.8, 1)],
             )
         elif kind == "ball":
             a = min(size, h) * u(0.2, 0.45)
             r.lathe(
-                "clutter", paint(),
+                "clutter",
+                paint(),
                 [(a * np.sin(t), a - a * np.cos(t)) for t in np.linspace(0, np.pi, 11)],
             )
         else:
@@ -713,7 +758,8 @@ def add_plant(r, height):
     for _ in range(r.rng.integers(18, 45)):
         turn, lift, size = u(0, 2 * np.pi), u(0.15, 1.3), long * u(0.6, 1.0)
         out, across = (
-            np.array([np.cos(turn), np.sin(turn), 0]), np.array([-np.sin(turn), np.cos(turn), 0]),
+            np.array([np.cos(turn), np.sin(turn), 0]),
+            np.array([-np.sin(turn), np.cos(turn), 0]),
         )
         spine = (0, 0, z + trunk * u(0.5, 1)) + size * (
             t * np.cos(lift) * out * 0.8 + (t * np.sin(lift) - 0.35 * t**2) * (0, 0, 1)
@@ -738,7 +784,10 @@ def add_lamp(r, height, radius):
             "lamp",
             r.wood(),
             [
-                (0, 0), (radius * 0.7, 0), (radius * 0.7, 0.02), (radius * u(0.1, 0.5), tip * 0.3),
+                (0, 0),
+                (radius * 0.7, 0),
+                (radius * 0.7, 0.02),
+                (radius * u(0.1, 0.5), tip * 0.3),
                 (0.015, tip * 0.7),
             ],
         )
@@ -761,7 +810,9 @@ def add_lamp(r, height, radius):
     elif lit:
         radiance = warm(r) * u(2, 6)
         r.light(
-            "lamp", "cylinder", rigid(0, 0, low) @ np.diag([radius, radius, high - low, 1]),
+            "lamp",
+            "cylinder",
+            rigid(0, 0, low) @ np.diag([radius, radius, high - low, 1]),
             radiance,
         )
         r.light("lamp", "disk", rigid(0, 0, low) @ np.diag([radius, -radius, -1, 1]), radiance)
@@ -778,7 +829,9 @@ def add_picture(r, w, h):
     """A framed picture centred on the frame, at the wall y = 0."""
     t, frame, edge = r.u(0.02, 0.05), r.wood() if r.chance(0.7) else r.metal(), r.u(0.015, 0.05)
     art = texture(
-        r.rng, "picture", colour(r.rng, (0, 1), (0, 1), (0.2, 1)),
+        r.rng,
+        "picture",
+        colour(r.rng, (0, 1), (0, 1), (0.2, 1)),
         colour(r.rng, (0, 1), (0, 1), (0.1, 1)),
     )
     r.box("picture", frame, (-w / 2, w / 2), (0, t), (-h / 2, h / 2))
@@ -799,7 +852,9 @@ def add_rug(r, w, d):
     )
     if r.chance(0.25):
         r.lathe(
-            "rug", material, [(min(w, d) / 2 + 0.01, 0), (min(w, d) / 2, 0.015), (0, 0.015)],
+            "rug",
+            material,
+            [(min(w, d) / 2 + 0.01, 0), (min(w, d) / 2, 0.015), (0, 0.015)],
             segments=32,
         )
     else:
@@ -862,8 +917,11 @@ def furnish(r):
     def beds(n=1):
         for _ in range(n):
             wall_item(
-                lambda w, d, h: add_bed(r, w, d), r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]),
-                u(1.95, 2.1), 1.2, rug=True
+                lambda w, d, h: add_bed(r, w, d),
+                r.rng.choice([u(0.9, 1.1), u(1.4, 1.9)]),
+                u(1.95, 2.1),
+                1.2,
+                rug=True,
             )
 
     def sofas(n=1):
@@ -963,7 +1021,9 @@ def furnish(r):
         with r.at(rigid(x, y, h)):
             r.box("lamp", r.metal(), (-a - 0.02, a + 0.02), (-a - 0.02, a + 0.02), (-0.05, 0))
             r.light(
-                "lamp", "rectangle", np.diag([a, -a, -1, 1]) @ rigid(0, 0, 0.055),
+                "lamp",
+                "rectangle",
+                np.diag([a, -a, -1, 1]) @ rigid(0, 0, 0.055),
                 warm(r) * u(5, 12),
             )
     if not r.day or not any(r.openings):  # the light must come from somewhere: a ceiling panel

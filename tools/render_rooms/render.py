@@ -32,7 +32,7 @@ ENCODINGS = {
     "segmentation": "8-bit PNG, class index, 255 = ignore",
     "depth": "16-bit PNG, millimetres along the camera's z axis, 0 = invalid",
     "normals": "8-bit RGB PNG, n = v / 127.5 - 1 (normalise after decoding), "
-               "(255, 255, 255) = invalid",
+    "(255, 255, 255) = invalid",
 }
 
 
@@ -49,7 +49,8 @@ def build_scene(mi, room):
             {"type": "diffuse", "reflectance": spectrum(reflectance)}
             if gloss is None
             else {
-                "type": "principled", "base_color": spectrum(reflectance),
+                "type": "principled",
+                "base_color": spectrum(reflectance),
                 "roughness": float(gloss) ** 0.5,
             }
         )
@@ -74,7 +75,10 @@ def build_scene(mi, room):
         to_world = mi.ScalarTransform4f(matrix)
         if shape == "spot":
             scene[f"{name}_light{i}"] = {
-                "type": "spot", "to_world": to_world, "intensity": spectrum(radiance), **more,
+                "type": "spot",
+                "to_world": to_world,
+                "intensity": spectrum(radiance),
+                **more,
             }
         else:
             scene[f"{name}_light{i}"] = {
@@ -136,9 +140,9 @@ def trace_labels(mi, scene, classes, camera, size):
     Returns segmentation (H, W), depth (H, W), normals and albedo (H, W, 3).
     """
     position, rotation = camera
-    integrator = mi.load_dict({
-        "type": "aov", "aovs": "i:shape_index,p:position,n:geo_normal,a:albedo",
-    })
+    integrator = mi.load_dict(
+        {"type": "aov", "aovs": "i:shape_index,p:position,n:geo_normal,a:albedo"}
+    )
     centred = {"type": "stratified", "sample_count": 1, "jitter": False}
     out = np.array(
         mi.render(
@@ -151,7 +155,9 @@ def trace_labels(mi, scene, classes, camera, size):
     normals *= np.where((normals * points).sum(-1, keepdims=True) > 0, -1, 1)
     segmentation = np.where(hit, classes[index - 1], IGNORE).astype("uint8")
     return (
-        segmentation, np.where(hit, -points[..., 2], 0).astype("float32"), normals * hit[..., None],
+        segmentation,
+        np.where(hit, -points[..., 2], 0).astype("float32"),
+        normals * hit[..., None],
         out[..., 7:10],
     )
 
@@ -375,9 +381,9 @@ def assemble(out, scratch):
         done = [
             scratch / f"{seed}.parquet" for seed in seeds if (scratch / f"{seed}.parquet").exists()
         ]
-        table = pyarrow.concat_tables([
-            pyarrow.parquet.read_table(path) for path in done
-        ]).combine_chunks()
+        table = pyarrow.concat_tables(
+            [pyarrow.parquet.read_table(path) for path in done]
+        ).combine_chunks()
         losses += table["losses"].to_pylist()
         pyarrow.parquet.write_table(
             table.drop_columns("losses").replace_schema_metadata(metadata),
@@ -472,10 +478,12 @@ def write_card(out, losses):
         before, after = card.read_text().split(begin)[0], card.read_text().split(end)[1]
         card.write_text("\n".join([before + begin, *lines, end]) + after)
     print("\n".join(lines))
-    palette = np.array([
-        colorsys.hsv_to_rgb(c * 0.382 % 1, 0.45 + 0.5 * (c % 2), 0.95 - 0.2 * (c % 3))
-        for c in range(len(CLASSES))
-    ])
+    palette = np.array(
+        [
+            colorsys.hsv_to_rgb(c * 0.382 % 1, 0.45 + 0.5 * (c % 2), 0.95 - 0.2 * (c % 3))
+            for c in range(len(CLASSES))
+        ]
+    )
     cells = [
         np.concatenate(
             [
