@@ -137,7 +137,7 @@ def zoo_paragraph(figures: Path) -> str:
         table = pd.read_csv(path) if path.exists() else pd.DataFrame({"low": []})
         if table["low"].notna().any():  # of more than one seed
             parts.append(_zoo_sentences(table, figures / folder, network))
-    return " ".join(parts)
+    return "\n\n".join(parts)
 
 
 def _zoo_sentences(table: pd.DataFrame, folder: Path, network: str) -> str:
@@ -151,28 +151,31 @@ def _zoo_sentences(table: pd.DataFrame, folder: Path, network: str) -> str:
     apart = ((widths["ahead"] + widths["behind"]) > 0).sum()
     image = f"figures/{folder.name}/fig8_criteria.png"
     return (
-        f"**[{network}]({image})**, {criteria} criteria, {seeds} seeds, {len(cells)} cells (sizes "
-        f"{sizes}, by task). Fine-tuned: {_ahead_and_behind(whole)} random filters. Re-trained "
-        f"from random weights: the widths of {apart} of {len(widths)} criteria are told apart from "
-        "uniform ones in some cell. Its own widths with other filters, drawn at random: they are "
-        f"told apart from the criterion's in {told[0]} of {told[1]} cells "
-        f"({', '.join(choice.index)})."
+        f"**[{network}]({image})**: {criteria} criteria, {seeds} seeds, {len(cells)} cells (sizes "
+        f"{sizes}, by task). Fine-tuned and held against random filters, "
+        f"{_ahead_and_behind(whole)}. Re-trained from random weights, the widths of {apart} of "
+        f"{len(widths)} criteria are told apart from uniform ones in some cell. With a criterion's "
+        "widths kept and its filters drawn at random, the fine-tuned network is told apart from "
+        f"the criterion's own in {told[0]} of {told[1]} cells (tried for "
+        f"{', '.join(choice.index)})."
     )
 
 
 def _ahead_and_behind(counts: pd.DataFrame) -> str:
-    ahead = counts.index[(counts["ahead"] > 0) & (counts["behind"] == 0)]
-    behind = counts.index[(counts["behind"] > 0) & (counts["ahead"] == 0)]
-    mixed = counts.index[(counts["behind"] > 0) & (counts["ahead"] > 0)]
-    same = counts.index[(counts["behind"] == 0) & (counts["ahead"] == 0)]
-    kinds = (
-        ("keep more in some cells than", ahead),
-        ("keep less in some than", behind),
-        ("keep more in some and less in others than", mixed),
-        ("are not told apart from", same),
-    )
-    words = [f"{len(names)} ({', '.join(names)}) {what}" for what, names in kinds if len(names)]
-    return "; ".join(words)
+    ahead, behind = counts["ahead"] > 0, counts["behind"] > 0
+    kinds = {
+        "more in some cells and less in none": ahead & ~behind,
+        "less in some and more in none": behind & ~ahead,
+        "more in some and less in others": ahead & behind,
+        "neither more nor less": ~ahead & ~behind,
+    }
+    words = [
+        f"{chosen.sum()} keep{'s' if chosen.sum() == 1 else ''} {what} "
+        f"({', '.join(counts.index[chosen])})"
+        for what, chosen in kinds.items()
+        if chosen.any()
+    ]
+    return ", ".join(words)
 
 
 def whole_claims_table(figures: Path) -> str:

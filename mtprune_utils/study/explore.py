@@ -12,32 +12,30 @@ from functools import cached_property
 from pathlib import Path
 
 import ipywidgets as widgets
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from mtprune_utils.core.data import Dataset, Split
-from mtprune_utils.core.evaluation import evaluation_batches, forward, output_scale, recalibrated
+from mtprune_utils.core.evaluation import recalibrated
 from mtprune_utils.core.iterative import removal_plan
-from mtprune_utils.core.model import MultiTaskModel, evaluation_mode, load_model
+from mtprune_utils.core.model import load_model
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Scores
 from mtprune_utils.core.settings import Profile
-from mtprune_utils.core.targets import Depth, ImageClass, Labels, Normals
-from mtprune_utils.core.task import Task
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.criteria import get_criterion
 from mtprune_utils.files import read_json
 from mtprune_utils.stages import prune
 from mtprune_utils.stages._training import DENSE, at_level, device_of, network, set_up
-from mtprune_utils.study import statistics as stats, store, views
+from mtprune_utils.study import statistics as stats
+from mtprune_utils.study import store, views
 from mtprune_utils.study.execute import load_data, restore_weights
-from mtprune_utils.study.figures import panels as shown_metrics, picture
+from mtprune_utils.study.figures import panels as shown_metrics
 from mtprune_utils.study.grid import Experiment, Run
-from mtprune_utils.study.palette import INK, style_of
+from mtprune_utils.study.palette import style_of
+from mtprune_utils.study.pictures import Seen, film, limits_of, look, pixels
 from mtprune_utils.study.profiles import PROFILES
 
 # What a slider wants of the smoke profile: more sizes, a network that has seen a little, no search.
@@ -51,17 +49,6 @@ IMAGES = 12  # of the test images, which predictions are kept of
 
 
 # --- what there is ---
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a network makes of the first test images, in the form of their targets.
-
-    quality: the metric that figures show of each task, of each image alone.
-    """
-
-    predictions: dict[str, Tensor]
-    quality: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -95,42 +82,6 @@ class Networks:
         """Drawn once: a move only moves the frame."""
         dense = [len(kept) for kept in self.filters[0].kept]
         return views.score_pictures(dense, self.filters)
-
-
-def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
-    """Predictions for images, as they are evaluated: at crop x crop, depths at their true scale."""
-    found: dict[str, list[Tensor]] = {name: [] for name in tasks}
-    quality: dict[str, list[float]] = {name: [] for name in tasks}
-    scale = output_scale(profile)
-    with torch.no_grad(), evaluation_mode(model):
-        for batch, targets in evaluation_batches(images, tasks, profile):
-            outputs = forward(model, batch, profile)
-            for name, task in tasks.items():
-                output = task.target.unscaled(outputs[name], scale)
-                output = task.target.resize_output(output, batch.shape[-2:])
-                found[name].append(as_target(output, task).cpu())
-                for i, target in enumerate(targets[name]):
-                    quality[name].append(_quality(task, output[i : i + 1], target[None]))
-    return Seen({name: torch.cat(parts) for name, parts in found.items()}, quality)
-
-
-def as_target(output: Tensor, task: Task) -> Tensor:
-    """An output (B, channels, ...) in the form of the task's targets."""
-    if isinstance(task.target, ImageClass):
-        return task.meter().logits(output).argmax(1)
-    if isinstance(task.target, Labels):
-        return output.argmax(1)
-    if isinstance(task.target, Normals):
-        return torch.nn.functional.normalize(output, dim=1)
-    return output
-
-
-def _quality(task: Task, output: Tensor, target: Tensor) -> float:
-    if not task.target.valid(target).any():
-        return float("nan")
-    meter = task.meter()
-    meter.update(output, target)
-    return float(meter.compute()[task.shown])
 
 
 # --- a run once more ---
@@ -515,53 +466,3 @@ class Explorer:
 
 def _when(removal: int) -> str:
     return f"After removal {removal} and its recovery" if removal else "The dense network"
-
-
-# --- pictures of targets ---
-
-
-def limits_of(target: Tensor, task: Task) -> tuple[float, float] | None:
-    """The range of colours that prediction and truth share, where the kind of target has none."""
-    if not isinstance(task.target, Depth):
-        return None
-    valid = target[task.target.valid(target[None])]  # (1, H, W) both
-    return (valid.min().item(), valid.max().item()) if len(valid) else (0.0, 1.0)
-
-
-def pixels(target: Tensor, task: Task, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """One target, or a prediction in its form, as (H, W, 3 or 4) bytes; invalid is transparent."""
-    shown = picture(target, task)
-    values = shown["X"]
-    if "cmap" not in shown:
-        return (np.clip(values, 0, 1) * 255).round().astype(np.uint8)
-    low, high = limits or (shown["vmin"], shown["vmax"])
-    colours = matplotlib.colormaps[shown["cmap"]]
-    return colours(np.ma.clip((values - low) / ((high - low) or 1), 0, 1), bytes=True)
-
-
-def film(
-    images: Split, predictions: dict[str, dict[str, Tensor]], tasks: dict[str, Task], i: int
-) -> Figure:
-    """The i-th image, each task's truth, and what networks of several sizes predict.
-
-    predictions: {size: {task: of all images}}. Drawn for a page of any colour.
-    """
-    drawn = {name: task for name, task in tasks.items() if task.target.of_pixels}
-    columns = {"true": images.targets, **predictions}
-    across, down = len(columns) + 1, max(len(drawn), 1)
-    figure, axes = plt.subplots(
-        down, across, figsize=(1.35 * across, 1.5 * down), layout="constrained", squeeze=False
-    )
-    words = {"fontsize": 8, "color": INK}
-    axes[0, 0].imshow(images.image[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes[0, 0].set_title("image", **words)
-    for axis, column in zip(axes[0, 1:], columns):
-        axis.set_title(column, **words)
-    for row, (name, task) in zip(axes, drawn.items()):
-        limits = limits_of(images.targets[name][i], task)
-        row[1].set_ylabel(name, **words)
-        for axis, of in zip(row[1:], columns.values()):
-            axis.imshow(pixels(of[name][i], task, limits), interpolation="nearest")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[], frame_on=False)
-    return figure

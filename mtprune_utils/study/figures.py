@@ -236,7 +236,7 @@ def grid_of_axes(
     return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **more)
 
 
-def _size_axis(axis, label: str) -> None:
+def size_axis(axis, label: str) -> None:
     """Logarithmic, pruning goes to the right, with ticks such as 500k at 1, 2 and 5."""
     axis.set(xlabel=label, xscale="log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -343,7 +343,7 @@ def _panels_by_size(
             if published and size == "parameters":
                 _draw_published(axis, metric, scratch=retrained is not None)
             axis.set(title=name)
-            _size_axis(axis, size_label)
+            size_axis(axis, size_label)
     legend_below(figure, axes[0, 0])
     names = ["size", "metric", "criterion", "arm", "kind", "tuned_for"]
     numbers = ["x", "mean", "sd", "low", "high", "seeds", "dense_network", "position_prior"]
