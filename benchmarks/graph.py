@@ -108,7 +108,8 @@ def measure(runs: int) -> dict:
         ]
         command = launch.snakemake_command(config, where)
         target = f"dense:name={names[0]}"
-        one = [*command, "--target-jobs", target, "--allowed-rules", "dense", "--dry-run"]
+        one = [*command, "--target-jobs", target, "--allowed-rules", "dense"]
+        one += ["--dry-run", "--mode", "remote"]
         row["read_seconds"], _, _ = spent(one, environment)
         start = time.monotonic()
         total, graph, usage = spent(command, environment, until="Select jobs")
