@@ -27,7 +27,7 @@ OVERRIDES = {
     "controls.seeds": 0,
     "tuning.trials": 0,
     "questions": ["paper"],  # Figure 8 needs controls
-    "dense.steps": 240,
+    "dense.steps": 400,
     "checkpoint_seconds": 1.0,
 }
 JOBS = 11  # dense, two pruned, two re-trained, scores, five figures
