@@ -33,7 +33,8 @@ SHARED = {
     "root": str(config.get("root") or ""),
 }
 EXPERIMENT = Experiment.open(**SHARED)
-EXPERIMENT.check()
+if workflow.is_main_process:  # not once more for each job of a cluster: it builds the network
+    EXPERIMENT.check()
 PROFILE = EXPERIMENT.profile
 RUNS = {f"{run.stage}/{run.name}": run for run in EXPERIMENT.runs()}
 RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"

@@ -7,7 +7,9 @@ The grid is that of `quick` with so many seeds that it has as many runs. SLURM i
 the driver alone. Writes benchmarks/graph.csv, a row for each size as it comes:
 grid_seconds: to name every run; read_seconds: to read the Snakefile and find one job, as each job
 of a cluster does before it begins; graph_seconds: until the whole graph stands; drive_seconds: from
-there until the last job has been seen to finish; peak_gib: of the driver's memory.
+there until the last job has been seen to finish. These are seconds of a processor, so that what
+else runs on the machine counts little. wall_seconds: of graph and jobs, by the clock, of which
+some are waits between polls; peak_gib: of the driver's memory.
 """
 
 import argparse
@@ -70,10 +72,10 @@ def pretend_slurm(place: Path) -> Path:
 def measure(runs: int) -> dict:
     """One row of the table."""
     overrides = OWN | {"seeds": round(runs / RUNS_A_SEED)}
-    start = time.monotonic()
+    start = time.process_time()
     found = Experiment.open("quick", "rooms", "", "runs", overrides).runs()
     names = [run.name for run in found]
-    row = {"runs": len(names), "grid_seconds": time.monotonic() - start}
+    row = {"runs": len(names), "grid_seconds": time.process_time() - start}
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         path = f"{pretend_slurm(place)}:{os.environ['PATH']}"
@@ -106,33 +108,45 @@ def measure(runs: int) -> dict:
         ]
         command = launch.snakemake_command(config, where)
         target = f"dense:name={names[0]}"
-        one = [*command[:3], *command[3:], "--target-jobs", target, "--allowed-rules", "dense"]
-        row["read_seconds"] = timed([*one, "--dry-run"], environment)[0]
-        seconds, lines = timed(command, environment)
-        graph = next(at for at, line in lines if line.startswith("Select jobs"))
-        row |= {"graph_seconds": graph, "drive_seconds": seconds - graph}
-        row["polls"] = len((place / "polled").read_text().splitlines())
+        one = [*command, "--target-jobs", target, "--allowed-rules", "dense"]
+        one += ["--dry-run", "--mode", "remote"]
+        row["read_seconds"], _, _ = spent(one, environment)
+        start = time.monotonic()
+        total, graph, usage = spent(command, environment, until="Select jobs")
+        row |= {"graph_seconds": graph, "drive_seconds": total - graph}
+        row["wall_seconds"] = time.monotonic() - start
         row["jobs"] = len((place / "submitted").read_text().splitlines())
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    return row | {"peak_gib": peak}
+        row["polls"] = len((place / "polled").read_text().splitlines())
+    return row | {"peak_gib": usage.ru_maxrss / 2**20}
 
 
-def timed(command: list[str], environment: dict) -> tuple[float, list[tuple[float, str]]]:
-    """Seconds, and each line of the output with the seconds until it came."""
-    start, lines = time.monotonic(), []
-    with subprocess.Popen(
+def spent(
+    command: list[str], environment: dict, until: str = ""
+) -> tuple[float, float, resource.struct_rusage]:
+    """Processor seconds of a command: all, with what it starts, and until a line begins so.
+
+    (0 if none does.) Also the system's account of it.
+    """
+    then, lines = 0.0, []
+    process = subprocess.Popen(
         command,
         cwd=PROJECT,
         env=environment,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-    ) as process:
+    )
+    with process.stdout:
         for line in process.stdout:
-            lines.append((time.monotonic() - start, line))
-    if process.returncode:
-        raise RuntimeError("".join(line for _, line in lines[-20:]))
-    return time.monotonic() - start, lines
+            lines.append(line)
+            if until and not then and line.startswith(until):
+                stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+                then = sum(map(int, stat[11:13])) / os.sysconf("SC_CLK_TCK")  # user and system
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode or (until and not then):
+        raise RuntimeError("".join(lines[-20:]))
+    return usage.ru_utime + usage.ru_stime, then, usage
 
 
 def main() -> None:

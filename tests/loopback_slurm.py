@@ -40,6 +40,7 @@ AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
+MinJobAge=3600
 GresTypes=gpu
 NodeName=n1 NodeAddr=127.0.0.1 Port={n1} CPUs={cores} RealMemory={memory} Gres=gpu:2
 NodeName=n2 NodeAddr=127.0.0.1 Port={n2} CPUs={cores} RealMemory={memory} Gres=gpu:2
@@ -160,7 +161,7 @@ def _end(daemon: subprocess.Popen) -> None:
         daemon.wait()
 
 
-def _wait_for(condition, folder: Path, seconds: float = 60) -> None:
+def _wait_for(condition, folder: Path, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

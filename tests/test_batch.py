@@ -665,6 +665,17 @@ def test_times_and_what_was_made_elsewhere_decide_nothing_by_themselves(reposito
     assert stale(repository) == {"prune": 1, "retrain": 1, "figure": 5}
 
 
+def test_a_batch_split_by_criteria_is_put_together_by_copying_run_folders(repository, tmp_path):
+    """Two clones, a criterion each. Then only figures are to be made, of both."""
+    other = shutil.copytree(repository, tmp_path / "other")
+    shutil.rmtree(other / "runs")
+    result = finish_batch(other, criteria=["cosprune"])
+    assert result.returncode == 0 and "8 jobs to do" in result.stdout, result.stdout
+    shutil.copytree(other / "runs", repository / "runs", dirs_exist_ok=True)
+    both = {"criteria": ["taylor", "cosprune"], "agreement_batches": 0}
+    assert stale(repository, **both) == {"figure": 5}
+
+
 def test_what_is_of_other_code_is_said_and_never_lost_where_it_came_from_tables(repository):
     with (repository / "mtprune_utils/stages/_training.py").open("a") as file:
         file.write("\nCHANGED = True\n")

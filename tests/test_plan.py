@@ -67,10 +67,34 @@ def test_a_schedule_done_by_hand():
     assert [job.name for job in plan.longest_chain(jobs)] == ["b", "c", "d"]
 
 
+def test_what_runs_alone_waits_until_nothing_else_does():
+    jobs = [Job("alone", 5, alone=True), Job("a", 10), Job("b", 5), Job("c", 1, (0,))]
+    assert plan.makespan(jobs, 2, plan.Driver(0, 0)) == 10 + 5 + 1
+    assert next(job for job in measured(quick()) if job.alone).name == "figure fig4_speedup"
+
+
+def test_a_driver_starts_one_job_after_another_and_saturates():
+    """However many the workers: 1,000 jobs at two a second, each of which takes 20 s."""
+    driver = plan.Driver(begin=30, each=4, submit=0.5)
+    walls = [plan.makespan([Job("", 20)] * 1000, n, driver) for n in (1, 60, 1000)]
+    assert walls[0] == pytest.approx(30 + 1000 * 24.5)
+    assert walls[1:] == pytest.approx([30 + 500 + 24] * 2)
+
+
+def test_what_a_clusters_driver_takes_is_what_was_measured():
+    for row in read_table(plan.DRIVER):
+        driver = plan.Driver.of_cluster(int(row["runs"]))
+        assert driver.begin == pytest.approx(float(row["graph_seconds"]))
+        assert driver.each == pytest.approx(2 * float(row["read_seconds"]))
+        assert driver.submit * int(row["jobs"]) == pytest.approx(float(row["drive_seconds"]))
+    small, large = (plan.Driver.of_cluster(runs) for runs in (300, 5000))
+    assert small.begin < large.begin and small.each < large.each and large.submit > 0
+
+
 @pytest.mark.parametrize("workers", [1, 2, 3, 7, 50])
 def test_wall_time_lies_between_the_bounds_of_any_list_schedule(workers):
     """Graham, 1969: at least the work by the workers and the chain, at most their sum."""
-    jobs = [replace(job, seconds=job.seconds + BETWEEN_JOBS) for job in measured(quick())]
+    jobs = [replace(j, seconds=j.seconds + BETWEEN_JOBS, alone=False) for j in measured(quick())]
     work = sum(job.seconds for job in jobs) / workers
     chain = sum(job.seconds for job in plan.longest_chain(jobs))
     wall = plan.makespan([replace(j, seconds=j.seconds - BETWEEN_JOBS) for j in jobs], workers)
@@ -100,7 +124,13 @@ def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
     options = ["--profile", "quick", "--workers", "2", "--overrides", json.dumps({"seeds": 12})]
     said = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
-    for words in ("quick-custom: 101 jobs", "figures/quick/timings.csv", "longest chain", "GB"):
+    for words in (
+        "quick-custom: 101 jobs",
+        "figures/quick/timings.csv",
+        "longest chain",
+        "GB",
+        "first is the",
+    ):
         assert words in said.stdout
     wrong = subprocess.run([*command, "--profile", "quik"], capture_output=True, text=True)
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1

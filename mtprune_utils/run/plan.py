@@ -39,7 +39,8 @@ TIME_FACTOR, LEAST_MINUTES, UNKNOWN_MINUTES = 3, 15, 240
 PRIORITIES = {"dense": 14, "tune": 3, "prune": 2, "retrain": 1, "score": 1}
 MEASURED = "quick"  # the profile whose speed stands for those that nobody has measured
 TEXTS = 200e3  # bytes of a run that are not weights: tables, provenance, the executed notebook
-WORKERS = (1, 2, 4, 8, 16, 64, 256)
+WORKERS = (1, 2, 4, 8, 16, 64, 256, 1000)
+DRIVER = PROJECT / "benchmarks" / "graph.csv"  # see benchmarks/graph.py
 
 
 # --- the batch, as the Snakefile has it ---
@@ -79,12 +80,16 @@ def priority(run: Run) -> int:
 
 @dataclass(frozen=True)
 class Job:
-    """One job of a batch. inputs: the numbers, in its list, of those it waits for."""
+    """One job of a batch.
+
+    inputs: the numbers, in its list, of those it waits for. alone: it runs while nothing else does.
+    """
 
     name: str
     seconds: float
     inputs: tuple[int, ...] = ()
     priority: int = 0
+    alone: bool = False
 
 
 def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
@@ -96,9 +101,10 @@ def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
         for run in runs
     ]
     for figure, path in figures(experiment).items():
-        shown = experiment.needed(store.about_notebook(path)["needs"])
-        inputs = tuple(number[run.folder] for run in shown)
-        jobs.append(Job(f"figure {figure}", FIGURE_SECONDS, inputs))
+        about = store.about_notebook(path)
+        inputs = tuple(number[run.folder] for run in experiment.needed(about["needs"]))
+        alone = about.get("alone", False)
+        jobs.append(Job(f"figure {figure}", FIGURE_SECONDS, inputs, alone=alone))
     return jobs
 
 
@@ -202,26 +208,64 @@ def stage_seconds(experiment: Experiment, figures: Path) -> dict[str, float]:
 # --- what follows ---
 
 
-def makespan(jobs: list[Job], workers: int) -> float:
+@dataclass(frozen=True)
+class Driver:
+    """What starting jobs costs, in seconds.
+
+    begin: until the first can start; each: of a worker, for every job; submit: of the driver, which
+    starts one after another.
+    """
+
+    begin: float = BATCH_START
+    each: float = BETWEEN_JOBS
+    submit: float = 0.0
+
+    @classmethod
+    def of_cluster(cls, runs: int) -> "Driver":
+        """For so many runs, on a line through the two nearest sizes of those measured.
+
+        A cluster's job reads the grid twice before it begins. (Where several go together they share
+        that: then this is too much.)
+        """
+        rows = [{k: float(v) for k, v in row.items()} for row in read_table(DRIVER)]
+        upper = next((i for i, row in enumerate(rows) if row["runs"] >= runs), len(rows) - 1)
+        one, two = rows[max(upper, 1) - 1], rows[max(upper, 1)]
+        share = (runs - one["runs"]) / (two["runs"] - one["runs"])
+
+        def at(name: str) -> float:
+            return one[name] + share * (two[name] - one[name])
+
+        started = at("drive_seconds") / at("jobs")
+        return cls(at("graph_seconds"), 2 * at("read_seconds"), started)
+
+
+LOCAL = Driver()
+
+
+def makespan(jobs: list[Job], workers: int, driver: Driver = LOCAL) -> float:
     """Seconds of the whole batch, a free worker always taking the foremost job that can start."""
     waiting = [len(job.inputs) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]
     for i, job in enumerate(jobs):
         for source in job.inputs:
             followers[source].append(i)
-    ready = [(-job.priority, i) for i, job in enumerate(jobs) if not job.inputs]
+    # Those that run alone come last: they wait until no other is at work.
+    ready = [(job.alone, -job.priority, i) for i, job in enumerate(jobs) if not job.inputs]
     heapq.heapify(ready)
     running: list[tuple[float, int]] = []
-    now = BATCH_START
+    now = free = driver.begin  # free: when the driver is
     while ready or running:
-        while ready and len(running) < workers:
-            _, i = heapq.heappop(ready)
-            heapq.heappush(running, (now + BETWEEN_JOBS + jobs[i].seconds, i))
+        while ready and len(running) < workers and not (ready[0][0] and running):
+            alone, _, i = heapq.heappop(ready)
+            free = max(free, now) + driver.submit
+            heapq.heappush(running, (free + driver.each + jobs[i].seconds, i))
+            if alone:
+                break
         now, done = heapq.heappop(running)
         for i in followers[done]:
             waiting[i] -= 1
             if not waiting[i]:
-                heapq.heappush(ready, (-jobs[i].priority, i))
+                heapq.heappush(ready, (jobs[i].alone, -jobs[i].priority, i))
     return now
 
 
@@ -277,18 +321,25 @@ def report(experiment: Experiment, workers: list[int]) -> str:
         each = sum(found) / len(found) / 60
         lines.append(f"{stage:8} {len(found):5} {each:14.1f} {sum(found) / 3600:7.1f}")
     lines.append(f"{'all':8} {len(jobs):5} {total / len(jobs) / 60:14.1f} {total / 3600:7.1f}")
-    lines += ["", "workers   wall time, hours   at work"]
+    driver = Driver.of_cluster(len(experiment.runs()))
+    lines += ["", "workers   hours here   at work   hours on a cluster   at work"]
     for count in workers:
-        wall = makespan(jobs, count)
-        lines.append(f"{count:7} {wall / 3600:18.2f} {total / wall / count:9.0%}")
+        walls = [makespan(jobs, count, one) for one in (LOCAL, driver)]
+        here, there = ((wall / 3600, total / wall / count) for wall in walls)
+        lines.append(f"{count:7} {here[0]:12.2f} {here[1]:9.0%} {there[0]:20.2f} {there[1]:9.0%}")
     enough = math.ceil(total / least)
+    carried = math.floor((total / len(jobs) + driver.each) / driver.submit)
+    first = "the longest chain" if enough <= carried else "the driver"
+    names = ", ".join(job.name for job in chain)
+    graph = f"{driver.begin:.0f} s for the graph, {driver.submit:.3f} s to start a job"
     lines += [
         "",
         f"Storage: {storage(experiment) / 1e9:.2f} GB, and two checkpoints of each job at work.",
-        f"The longest chain takes {least / 3600:.2f} hours: "
-        + ", ".join(job.name for job in chain)
-        + ".",
+        f"The longest chain takes {least / 3600:.2f} hours: {names}.",
         f"So more than {enough} workers gain little, whatever the queue.",
+        f"One driver on a cluster ({graph}) keeps {carried} workers busy at most.",
+        f"A job there takes {driver.each:.0f} s before its notebook begins.",
+        f"What stops scaling first is {first}.",
     ]
     return "\n".join(lines)
 
