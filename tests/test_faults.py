@@ -19,9 +19,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import stale
 import torch
 
-import stale
 from conftest import convs
 from mtprune_utils import files
 from mtprune_utils.core import trainer
@@ -617,7 +617,7 @@ def test_the_launchers_own_options_are_checked(arguments, message, capsys):
 def test_a_batch_that_asks_for_a_gpu_where_there_is_none_does_not_start(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(launch, "visible_gpus", lambda: [])
+    monkeypatch.setattr(launch, "visible_gpus", list)
     command = ["figures", "--profile", "smoke", "--runs", str(tmp_path)]
     assert launch.main([*command, "--overrides", '{"device": "cuda"}']) == 1
     assert "there is no GPU here" in capsys.readouterr().err and not any(tmp_path.iterdir())

@@ -10,8 +10,8 @@ import pytest
 
 from mtprune_utils import files
 from mtprune_utils.study import vouch
-from mtprune_utils.study.profiles import PROFILES
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import PROFILES
 
 TINY = """
 import dataclasses

@@ -84,9 +84,9 @@ def one_gpu():
         def first_free() -> str | None:
             return next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)
 
-        while locks and not (free := first_free()):
+        while (free := first_free()) is None and locks:
             time.sleep(1)
-        if locks:
+        if free is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = free
         yield
 
@@ -393,7 +393,7 @@ def make_figures(
             where = [*elsewhere.arguments(seconds), *at_once]
             where += SHARED_FILES if elsewhere.shares_files else ()
         else:
-            jobs = jobs or os.cpu_count()
+            jobs = jobs or os.cpu_count() or 1
             progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
         command = snakemake_command(folder / "batch.json", where)
         code = _drive(command, folder / "snakemake.log", progress, lock, elsewhere)
@@ -505,6 +505,7 @@ def _drive(
         pass_fds=[lock],
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
+    assert process.stdout is not None  # a pipe, see above
     said = cluster.with_events(process.stdout, elsewhere.events) if elsewhere else process.stdout
     try:
         with log.open("w", encoding="utf-8") as file:
@@ -657,5 +658,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names that the locale has no letters for
+        # For names that the locale has no letters for.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -92,7 +92,12 @@ def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
     runs = experiment.runs()
     number = {run.folder: i for i, run in enumerate(runs)}
     jobs = [
-        Job(job_name(run), seconds(run), tuple(number[r.folder] for r in run.inputs), priority(run))
+        Job(
+            job_name(run),
+            seconds(run) or 0.0,
+            tuple(number[upstream.folder] for upstream in run.inputs),
+            priority(run),
+        )
         for run in runs
     ]
     for figure, path in figures(experiment).items():
@@ -112,7 +117,7 @@ class Seconds:
         own = replace(experiment, profile=get_profile(experiment.profile.name))
         other = Experiment(get_profile(MEASURED))
         places = (figures, experiment), (PROJECT / "figures", own), (PROJECT / "figures", other)
-        self.measured = None  # the experiment that was
+        self.measured: Experiment | None = None  # the one that was
         for folder, measured in places:
             self.file = folder / measured.label / store.TIMINGS
             if self.file.exists():
@@ -130,8 +135,9 @@ class Seconds:
     @cached_property
     def rates(self) -> dict[tuple, float]:
         """Seconds per unit of work of the measured runs, by what `_kinds` names."""
-        runs = {job_name(run): run for run in self.measured.runs()}
-        spent, work = defaultdict(float), defaultdict(float)
+        runs = {job_name(run): run for run in self.measured.runs()} if self.measured else {}
+        spent: dict[tuple, float] = defaultdict(float)
+        work: dict[tuple, float] = defaultdict(float)
         for row in read_table(self.file):
             if run := runs.get(row["job"]):  # else the profile has changed since
                 for kind in _kinds(run):

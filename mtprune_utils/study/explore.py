@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.evaluation import evaluation_batches, forward, output_scale, recalibrated
 from mtprune_utils.core.iterative import removal_plan
-from mtprune_utils.core.model import MultiTaskModel, evaluation_mode, load_model
+from mtprune_utils.core.model import evaluation_mode, load_model
 from mtprune_utils.core.scoring import TASK_GRADIENTS, Scores
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.targets import Depth, ImageClass, Labels, Normals
@@ -33,9 +33,11 @@ from mtprune_utils.criteria import get_criterion
 from mtprune_utils.files import read_json
 from mtprune_utils.stages import prune
 from mtprune_utils.stages._training import DENSE, at_level, device_of, network, set_up
-from mtprune_utils.study import statistics as stats, store, views
+from mtprune_utils.study import statistics as stats
+from mtprune_utils.study import store, views
 from mtprune_utils.study.execute import load_data, restore_weights
-from mtprune_utils.study.figures import panels as shown_metrics, picture
+from mtprune_utils.study.figures import panels as shown_metrics
+from mtprune_utils.study.figures import picture
 from mtprune_utils.study.grid import Experiment, Run
 from mtprune_utils.study.palette import INK, style_of
 from mtprune_utils.study.profiles import PROFILES
@@ -97,7 +99,7 @@ class Networks:
         return views.score_pictures(dense, self.filters)
 
 
-def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
+def look(model: nn.Module, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
     """Predictions for images, as they are evaluated: at crop x crop, depths at their true scale."""
     found: dict[str, list[Tensor]] = {name: [] for name in tasks}
     quality: dict[str, list[float]] = {name: [] for name in tasks}
@@ -107,7 +109,8 @@ def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: 
             outputs = forward(model, batch, profile)
             for name, task in tasks.items():
                 output = task.target.unscaled(outputs[name], scale)
-                output = task.target.resize_output(output, batch.shape[-2:])
+                height, width = batch.shape[-2:]
+                output = task.target.resize_output(output, (height, width))
                 found[name].append(as_target(output, task).cpu())
                 for i, target in enumerate(targets[name]):
                     quality[name].append(_quality(task, output[i : i + 1], target[None]))
@@ -117,7 +120,7 @@ def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: 
 def as_target(output: Tensor, task: Task) -> Tensor:
     """An output (B, channels, ...) in the form of the task's targets."""
     if isinstance(task.target, ImageClass):
-        return task.meter().logits(output).argmax(1)
+        return task.meter().logits(output).argmax(1)  # type: ignore[attr-defined]
     if isinstance(task.target, Labels):
         return output.argmax(1)
     if isinstance(task.target, Normals):
@@ -188,7 +191,8 @@ def _look_afresh(model, dataset: Dataset, images: Split, profile: Profile) -> Se
 
 def saved_networks(run: Run, sizes: pd.DataFrame, images: Split) -> Networks:
     """What the weights show that a run has left: none of its scores, and images at a few sizes."""
-    files = {0: run.source.path(DENSE), sizes["removal"].max(): run.path(DENSE)}
+    dense = run.source or run  # every pruning run has one
+    files = {0: dense.path(DENSE), sizes["removal"].max(): run.path(DENSE)}
     for row in sizes.dropna(subset="target_level").to_dict("records"):
         files[row["removal"]] = run.path(at_level(int(row["target_level"])))
     device, tasks = device_of(run.profile), run.experiment.tasks
@@ -315,7 +319,8 @@ class Explorer:
 
     def __init__(self, results: Results, others: dict[str, Experiment], figures: Path):
         self.others, self.figures = others, figures
-        self.results, self.milliseconds = results, []
+        self.results = results
+        self.milliseconds: list[float] = []
         self._loaded = {results.experiment.label: results}
         self._parameters = np.inf  # of the network that is shown
         fixed = {"layout": {"width": "max-content"}}

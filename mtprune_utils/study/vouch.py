@@ -224,7 +224,7 @@ def _repeater(tree: Path, experiment: Experiment, runs: Path) -> Iterator[subpro
 
 
 def _answer(process: subprocess.Popen):
-    if not (line := process.stdout.readline()):
+    if process.stdout is None or not (line := process.stdout.readline()):
         raise ValueError("a repetition has failed, for the reason above: nothing is stamped")
     return json.loads(line)
 
