@@ -1,6 +1,6 @@
 """What a batch will take before it has run, and who waits for whom: no run's result is needed.
 
-    python -m mtprune_utils.run.plan --profile study --workers 2 16
+    mtprune plan --profile study --workers 2 16
 
 Seconds come from a measured batch (its timings.csv): of the same experiment if there is one, else
 of the same profile, else of `quick`. A job takes what a kernel's start takes, and so long for each
@@ -9,11 +9,10 @@ multiply-accumulates. So a figure of the same profile is good, one of another pr
 it says which.
 """
 
-import argparse
 import heapq
 import math
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -261,7 +260,7 @@ def storage(experiment: Experiment) -> float:
     return sum(TEXTS + 4 * parameters * kept(run) for run in experiment.runs())
 
 
-def report(experiment: Experiment, workers: list[int]) -> str:
+def report(experiment: Experiment, workers: Sequence[int] = WORKERS) -> str:
     """What there is to know, in lines. Raises ValueError where nothing is measured."""
     seconds = Seconds(experiment)
     if not seconds.measured:
@@ -297,30 +296,3 @@ def report(experiment: Experiment, workers: list[int]) -> str:
         f"So more than {enough} workers gain little, whatever the queue.",
     ]
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    from mtprune_utils.run.launch import job_count, overrides  # which imports this module
-
-    parser = argparse.ArgumentParser(
-        prog="python -m mtprune_utils.run.plan", description=__doc__.splitlines()[0]
-    )
-    for name, default in (("profile", MEASURED), ("data", "rooms"), ("root", "")):
-        parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON")
-    parser.add_argument("--workers", type=job_count, nargs="+", default=list(WORKERS))
-    options = parser.parse_args(arguments)
-    try:
-        experiment = Experiment.open(
-            options.profile, options.data, options.root, "runs", options.overrides
-        )
-        experiment.check()
-        print(report(experiment, options.workers))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
