@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from mtprune_utils import __version__
+import mtprune_utils
 from mtprune_utils.files import csv_text, write_atomically
 from mtprune_utils.run import launch
 
@@ -24,7 +24,7 @@ SHELLS = ("bash", "zsh", "tcsh")
 def parser() -> argparse.ArgumentParser:
     """All commands with their options. `perform` of what it gives is the function to call."""
     told = argparse.ArgumentParser(prog="mtprune", description=__doc__.splitlines()[0])
-    told.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    told.add_argument("--version", action="version", version=mtprune_utils.__version__)
     commands = told.add_subparsers(dest="command", metavar="COMMAND", required=True)
     launch.add_commands(commands)
     for command in list(commands.choices.values()):
@@ -92,7 +92,6 @@ def vouch(options: argparse.Namespace) -> int:
     from mtprune_utils.study.grid import Experiment
     from mtprune_utils.study.vouch import vouch
 
-    launch.need_repository("vouch")
     experiment = Experiment.open(options.profile, options.data, options.root, "runs")
     for stamp in vouch(experiment, options.base):
         print(f"{stamp['stage']}: {stamp['to']} gives what {', '.join(stamp['from'])} gave")

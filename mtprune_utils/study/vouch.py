@@ -76,7 +76,9 @@ def vouch(experiment: Experiment, base: str | None = None) -> list[dict]:
     """
     experiment.check()
     commit = store.git("rev-parse", "HEAD")
-    if commit is None or store.uncommitted("mtprune_utils"):
+    if commit is None:
+        raise ValueError("vouch needs the repository, with its history: run it in a clone")
+    if store.uncommitted("mtprune_utils"):
         raise ValueError("a stamp names a commit: commit what has changed in mtprune_utils first")
     place = PROJECT / "runs" / "vouch" / experiment.label
     committed = replace(experiment, root=place / "committed")
