@@ -23,7 +23,8 @@ INSTALLED = .venv/.installed
 FOREIGN = .venv/foreign/.installed
 # What Kubernetes needs (ON=kubernetes, and its tests), apart for the same reason.
 KUBERNETES = .venv/kubernetes/.installed
-BATCH = $(BIN)/python -m mtprune_utils.run.launch
+# The console command mtprune, of this working tree.
+MTPRUNE = $(BIN)/python -m mtprune_utils.run.cli
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
 override PROFILE := $(subst $$$$,$$,$(value PROFILE))
@@ -45,27 +46,32 @@ export MKL_NUM_THREADS = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims plan test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims plan lint test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 figures: $(INSTALLED) $(if $(filter kubernetes,$(ON)),$(KUBERNETES))  ## train what is missing and draw every figure (PROFILE=quick, JOBS=one per core)
-	@$(BATCH) figures $(SETTINGS) $(CHANGED) $(RESTORED) $(AT_ONCE)
+	@$(MTPRUNE) figures $(SETTINGS) $(CHANGED) $(RESTORED) $(AT_ONCE)
 	@$(RENEW_README)
 
 smoke: $(INSTALLED)  ## the same with the smallest profile, in a few minutes
-	@$(BATCH) figures --profile smoke $(AT_ONCE)
+	@$(MTPRUNE) figures --profile smoke $(AT_ONCE)
 
 study: $(INSTALLED)  ## go on with the study that decides the claims, from its committed tables (hours, in as many sittings as you like)
-	@$(BATCH) figures --profile study --restore $(AT_ONCE)
+	@$(MTPRUNE) figures --profile study --restore $(AT_ONCE)
 	@$(RENEW_README)
 
 claims: $(INSTALLED)  ## judge the claims by the runs finished so far, training nothing (PROFILE=quick)
-	@$(BATCH) claims $(SETTINGS) $(CHANGED)
+	@$(MTPRUNE) claims $(SETTINGS) $(CHANGED)
 	@$(RENEW_README)
 
-test: $(INSTALLED) $(FOREIGN) $(KUBERNETES)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
+lint: $(INSTALLED)  ## ruff (rules and layout) and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint $(INSTALLED) $(FOREIGN) $(KUBERNETES)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
@@ -75,16 +81,16 @@ test-slurm: $(INSTALLED)  ## run a batch on SLURM, which is installed (Debian, r
 	MTPRUNE_SLURM=1 $(BIN)/python -m pytest tests/test_slurm.py
 
 plan: $(INSTALLED)  ## how long a batch will take, on how many workers, and what limits it (PROFILE=quick)
-	@$(BIN)/python -m mtprune_utils.run.plan $(SETTINGS) $(CHANGED)
+	@$(MTPRUNE) plan $(SETTINGS) $(CHANGED)
 
 stress: $(INSTALLED)  ## kill real runs twenty times, at random moments, and compare what they end with (minutes)
 	MTPRUNE_KILLS=20 $(BIN)/python -m pytest tests/test_interruption.py -k killed -s
 
 check: $(INSTALLED)  ## name each figure whose code, numbers or data have changed since it was made
-	@$(BIN)/python -m tools.stale
+	@$(MTPRUNE) check
 
 vouch: $(INSTALLED)  ## repeat committed runs by the code as it is, and note if it gives the same numbers (PROFILE=quick, BASE=commit)
-	$(BIN)/python -m mtprune_utils.study.vouch $(SETTINGS) $${BASE:+--base "$$BASE"}
+	$(MTPRUNE) vouch $(SETTINGS) $${BASE:+--base "$$BASE"}
 
 bench: $(INSTALLED)  ## measure speed as ratios, into benchmarks/results (twenty minutes; nothing else may run)
 	$(BIN)/python benchmarks/ratios.py
@@ -102,7 +108,7 @@ bench-capacity: $(INSTALLED)  ## what a network with a quarter of the filters, t
 	$(BIN)/python benchmarks/capacity.py
 
 notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their committed outputs are made
-	@$(BATCH) refresh
+	@$(MTPRUNE) refresh
 
 readme: $(INSTALLED)  ## write the README's tables anew from figures (the targets above that draw any do it too)
 	$(RENEW_README)

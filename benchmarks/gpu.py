@@ -49,7 +49,6 @@ from mtprune_utils.core.model import (
 )
 from mtprune_utils.core.scoring import Scores
 from mtprune_utils.core.selection import select
-from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.trainer import Trainer
 from mtprune_utils.files import PACKAGE, csv_text, read_table, write_atomically
 from mtprune_utils.stages._training import device_of, set_up

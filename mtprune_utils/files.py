@@ -112,10 +112,8 @@ def source_digest(modules: Iterable[Path]) -> str:
 def _done(source: str) -> bytes:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        documented = isinstance(
-            node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        )
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if isinstance(node, documented) and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
     return _syntax(tree).encode()
 

@@ -45,8 +45,9 @@ def sources(*modules: str, within: str = "") -> list[Path]:
     waiting = [_file(module) for module in modules]
     while waiting:
         file = waiting.pop()
-        outside = file is None or file.parent == PACKAGE
-        if outside or file in found or not file.is_relative_to(PACKAGE / within):
+        if file is None or file.parent == PACKAGE:
+            continue
+        if file in found or not file.is_relative_to(PACKAGE / within):
             continue
         found[file] = None
         waiting += [_file(name) for name in _imports(file.read_text(encoding="utf-8"))]
@@ -58,7 +59,7 @@ def _imports(source: str) -> list[str]:
     """The package's modules that it imports, and what it takes from them, which may be modules."""
     found = []
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(NAME):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(NAME):
             inside = node.module.removeprefix(NAME).removeprefix(".")
             found += [inside, *(f"{inside}.{name.name}".strip(".") for name in node.names)]
     return found

@@ -344,7 +344,7 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
     (tmp_path / "program.py").write_text("import json, sys\nprint(json.dumps(sys.argv[1:]))")
     names = ("profile", "data", "root", "overrides", "jobs", "on")
     make = ["make", "-s", "-C", str(PROJECT), "-o", "/dev/null", "INSTALLED=/dev/null"]
-    program = f"BATCH={sys.executable} {tmp_path}/program.py"
+    program = f"MTPRUNE={sys.executable} {tmp_path}/program.py"
     words = ["figures", program, *(f"{name.upper()}={value}" for name in names)]
     result = subprocess.run([*make, *words], capture_output=True, text=True, check=True)
     expected = [word for name in names for word in (f"--{name}", value)]

@@ -5,9 +5,9 @@ import os
 import signal
 
 import pytest
-import test_runs
 import torch
 
+import test_runs
 from conftest import narrow
 from mtprune_utils.core import evaluation, iterative, trainer
 from mtprune_utils.core.checkpoints import Checkpoints, Interrupted, pack, unpack
@@ -136,7 +136,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(with_dropout, dataset,
     results, _ = dense(with_dropout, dataset, None)
     with pytest.raises(Interrupted):
         dense(with_dropout, dataset, StopsAfter(tmp_path, {6}))
-    older, newer = sorted(tmp_path.iterdir())
+    _, newer = sorted(tmp_path.iterdir())
     content = bytearray(newer.read_bytes())
     content[len(content) // 2] ^= 1  # one bit
     newer.write_bytes(content)

@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-import test_runs
-
 import readme
+
+import test_runs
 from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
 from mtprune_utils.stages import retrain
 from mtprune_utils.stages._training import at_level
@@ -262,7 +262,7 @@ def test_opposite_effects_at_two_sizes_are_called_even_nowhere(tmp_path):
     assert found.loc["2 literal", "outcome"] == found.loc["2i literal", "outcome"] == "differs"
     cells = cells_of(of)["2"].groupby("size")["estimate"]
     assert cells.max()["30%"] < -0.15 and cells.min()["10%"] > 0.15
-    figure, shown = fig5_claims(*claims.judge(of), 0.1)
+    _, shown = fig5_claims(*claims.judge(of), 0.1)
     assert (shown[shown["claim"] == "2"]["outcome"] == "different").all()
     # Nor in the README, nor in a figure of training curves.
     place = tmp_path / "study"
@@ -271,7 +271,7 @@ def test_opposite_effects_at_two_sizes_are_called_even_nowhere(tmp_path):
     text = readme.claims_table(tmp_path)
     line = next(line for line in text.splitlines() if line.startswith("| 2 |"))
     assert "different" in line and "disagrees" in line and "equivalent" not in line
-    figure, means = fig6_training_curves(of.training_curves(), (0.3, 0.1))
+    _, means = fig6_training_curves(of.training_curves(), (0.3, 0.1))
     assert not set(means) & {"all"} and {"criterion", "level", "task"} <= set(means)
 
 
@@ -635,7 +635,7 @@ def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_
 
 
 def test_runs_that_the_profile_itself_has_in_its_tables_are_shared(finished, tmp_path):
-    experiment, figures, _ = finished
+    _, figures, _ = finished
     shutil.copytree(figures / "smoke-custom", tmp_path / "figures/smoke")
     more = TINY | {"criteria": ["taylor", "random"]}
     elsewhere = Experiment.open("smoke", "rooms", "", str(tmp_path / "runs"), more)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import readme
 import torch
 
-import readme
 from mtprune_utils import registry
 from mtprune_utils.core.iterative import Removal, _repeated
 from mtprune_utils.stages.retrain import FINETUNE_SHUFFLED

@@ -78,7 +78,7 @@ def test_crops_lie_anywhere_and_keep_the_aspect_of_wide_images():
 
 
 def test_what_falls_outside_the_image_is_invalid():
-    images, targets = augment(
+    _, targets = augment(
         ramp(32), TASKS, 32, 32, (0.5, 0.5), False, torch.Generator().manual_seed(0)
     )
     outside = targets["segmentation"] == 255
@@ -202,7 +202,7 @@ def test_rooms_is_complete_valid_and_small():
             split.targets[task] for task in ("segmentation", "depth", "normals")
         )
         assert labels.max() < classes
-        assert 0.2 < depth.min() and depth.max() < 12
+        assert depth.min() > 0.2 and depth.max() < 12
         assert (normals.float().norm(dim=1) - 1).abs().max() < 2e-3
     shares = torch.bincount(
         rooms.train.targets["segmentation"].flatten().long(), minlength=classes

@@ -21,7 +21,6 @@ import nbformat
 import pytest
 import torch
 
-import stale
 from conftest import convs
 from mtprune_utils import files
 from mtprune_utils.core import trainer
@@ -33,7 +32,7 @@ from mtprune_utils.files import PROJECT
 from mtprune_utils.run import launch
 from mtprune_utils.run.notebook import check_injected, check_run
 from mtprune_utils.stages import stage_names, tune
-from mtprune_utils.study import store
+from mtprune_utils.study import stale, store
 from mtprune_utils.study.execute import execute, execute_missing, restore_weights
 from mtprune_utils.study.grid import Experiment
 from mtprune_utils.study.profiles import PROFILES, get_profile
@@ -617,7 +616,7 @@ def test_the_launchers_own_options_are_checked(arguments, message, capsys):
 def test_a_batch_that_asks_for_a_gpu_where_there_is_none_does_not_start(
     monkeypatch, tmp_path, capsys
 ):
-    monkeypatch.setattr(launch, "visible_gpus", lambda: [])
+    monkeypatch.setattr(launch, "visible_gpus", list)
     command = ["figures", "--profile", "smoke", "--runs", str(tmp_path)]
     assert launch.main([*command, "--overrides", '{"device": "cuda"}']) == 1
     assert "there is no GPU here" in capsys.readouterr().err and not any(tmp_path.iterdir())
@@ -674,7 +673,7 @@ def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, 
         files.write_json(path, origin | changes)
         return stale.outdated(path)
 
-    assert reasons() == [] and stale.main(tmp_path / "figures") == 0
+    assert reasons() == [] and stale.check(tmp_path / "figures") == 0
     assert reasons(code="older") == ["code: figure"]
     assert reasons(notebook="older") == ["code: notebook"]
     assert reasons(dirty=True) == ["made by uncommitted code"]
@@ -685,7 +684,7 @@ def test_check_names_what_has_changed_since_a_figure_was_made(tmp_path, capsys, 
     assert reasons(
         runs=origin["runs"] | {dense: origin["runs"][dense] | {"data_digest": "other"}}
     ) == ["data"]
-    assert stale.main(tmp_path / "figures") == 1
+    assert stale.check(tmp_path / "figures") == 1
     assert "figures/quick/fig1_iterative_pruning: changed since are data" in capsys.readouterr().out
 
 

@@ -14,8 +14,8 @@ from mtprune_utils.files import PROJECT
 
 sys.path.append(str(PROJECT / ".venv" / "foreign"))  # see FOREIGN in Makefile
 
-import segmentation_models_pytorch as smp  # noqa: E402
-import timm  # noqa: E402
+import segmentation_models_pytorch as smp
+import timm
 
 segmentation = models.segmentation
 

@@ -46,7 +46,7 @@ def small(backbone, stride=32, least=6, **changed):
 def at_random(model):
     """The network with biases, scales and statistics that matter."""
     with torch.no_grad():
-        for name, tensor in model.state_dict().items():
+        for tensor in model.state_dict().values():
             if tensor.dim() == 1:
                 tensor.add_(0.2 * torch.rand_like(tensor) + 0.1)
     return model

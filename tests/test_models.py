@@ -143,7 +143,7 @@ def test_uniform_widths_keep_the_same_share_of_every_layer_and_hit_the_size():
 
 
 def test_activation_memory_is_what_the_backward_pass_needs():
-    """Of one convolution and its ReLU, kept once each; twice the side makes four times the memory."""
+    """Of one convolution and its ReLU, kept once each; twice the side takes four times as much."""
     small = narrow(Architecture({"a": 3}, stride=8, head_width=8, dropout=0.0), [8] * 13)
     one, four = activation_bytes(small, (32, 32)), activation_bytes(small, (64, 64))
     assert four == pytest.approx(4 * one, rel=0.02)
@@ -155,12 +155,12 @@ def test_activation_memory_is_what_the_backward_pass_needs():
     assert one < two_tasks < 2 * one, "the trunk's are shared"
 
 
-def saved(tmp_path, model, architecture={}, interface={}, without=(), **tensors):
+def saved(tmp_path, model, architecture=None, interface=None, without=(), **tensors):
     """A model file with single things changed."""
-    record = asdict(model.architecture) | architecture
+    record = asdict(model.architecture) | (architecture or {})
     sound = asdict(Interface(32, {"segmentation": ("a", "b")}, {"depth": 1.0}, ("depth",)))
     state = {name: tensor for name, tensor in model.state_dict().items() if name not in without}
-    record |= {"interface": sound | interface}
+    record |= {"interface": sound | (interface or {})}
     path = tmp_path / "model.safetensors"
     path.write_bytes(save({**state, **tensors}, metadata={"architecture": json.dumps(record)}))
     return path

@@ -120,7 +120,7 @@ def test_short_jobs_go_together_until_starting_them_costs_little():
 
 
 def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
-    command = [sys.executable, "-m", "mtprune_utils.run.plan"]
+    command = [sys.executable, "-m", "mtprune_utils.run.cli", "plan"]
     options = ["--profile", "quick", "--workers", "2", "--overrides", json.dumps({"seeds": 12})]
     said = subprocess.run([*command, *options], cwd=PROJECT, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr

@@ -1,4 +1,4 @@
-"""The selector's rules, and that removing filters is the same as masking them, optimizer included."""
+"""The selector's rules; removing filters is the same as masking them, optimizer included."""
 
 from functools import partial
 

@@ -1072,7 +1072,7 @@ def test_real_images_go_through_loader_augmentation_and_metrics(real):
         *range(40),
         255,
     }
-    for images, targets in evaluation.evaluation_batches(real.test, real.tasks, profile):
+    for _, targets in evaluation.evaluation_batches(real.test, real.tasks, profile):
         for name, task in real.tasks.items():
             meter = task.meter()
             output = truth = targets[name]

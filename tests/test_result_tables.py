@@ -4,8 +4,8 @@ import json
 import shutil
 
 import pytest
-import test_runs
 
+import test_runs
 from mtprune_utils.study import tables
 from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment

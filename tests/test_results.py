@@ -9,8 +9,8 @@ import sys
 
 import pandas as pd
 import pytest
-
 import readme
+
 from mtprune_utils.files import PACKAGE, PROJECT
 from mtprune_utils.study import claims, store, tables
 from mtprune_utils.study.figures import fig2_layer_widths
@@ -99,17 +99,6 @@ def test_modules_of_a_package_form_no_circle():
         f"{file.parent.name}.{file.stem}": set(imported(file)) for file in PACKAGE.glob("*/*.py")
     }
     graphlib.TopologicalSorter(found).prepare()  # raises CycleError
-
-
-def test_lines_are_at_most_100_columns():
-    long = [
-        f"{file.relative_to(PROJECT)}:{number}"
-        for folder in ("mtprune_utils", "tools", "benchmarks", "tests")
-        for file in sorted((PROJECT / folder).rglob("*.py"))
-        for number, line in enumerate(file.read_text().splitlines(), 1)
-        if len(line) > 100
-    ]
-    assert not long
 
 
 def test_the_training_path_imports_no_more_than_four_packages():

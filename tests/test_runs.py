@@ -95,7 +95,7 @@ def test_the_repository_is_known_by_its_real_path_behind_a_link_too(tmp_path):
     )
     linked = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(linked)
-    assert linked.PROJECT == files.PROJECT.resolve()
+    assert files.PROJECT.resolve() == linked.PROJECT
 
 
 def test_a_digest_of_code_is_the_same_in_every_version_of_python(tmp_path):

@@ -14,8 +14,8 @@ import sys
 import time
 
 import pytest
-from loopback_slurm import lacking, slurm
 
+from loopback_slurm import lacking, slurm
 from mtprune_utils.files import PROJECT, read_table
 from mtprune_utils.run import plan
 

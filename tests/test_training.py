@@ -5,9 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from conftest import TASKS, WIDTHS, convs, gated, narrow, scores_of
+from conftest import TASKS, WIDTHS, gated, narrow, scores_of
 from mtprune_utils import registry
-from mtprune_utils.core import evaluation
 from mtprune_utils.core.evaluation import (
     evaluate,
     evaluate_with_recalibrated_bn,

@@ -10,8 +10,8 @@ import pytest
 
 from mtprune_utils import files
 from mtprune_utils.study import vouch
-from mtprune_utils.study.profiles import PROFILES
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.profiles import PROFILES
 
 TINY = """
 import dataclasses
@@ -94,7 +94,7 @@ def test_a_refactoring_is_vouched_for_and_a_changed_number_is_not(repository, el
     edit(
         repository, "mtprune_utils/core/trainer.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef"
     )
-    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
+    result = python(repository, "-m", "mtprune_utils.run.cli", "vouch", "--profile", "smoke")
     assert result.returncode == 0, result.stderr
     found = {stamp["stage"]: stamp for stamp in stamps(repository)}
     assert list(found) == ["dense", "tune", "prune", "retrain"]
@@ -102,12 +102,12 @@ def test_a_refactoring_is_vouched_for_and_a_changed_number_is_not(repository, el
     repeated = [name.split("/")[0] for name in found["dense"]["repeated"]]
     assert sorted(repeated) == ["dense", "prune", "retrain", "tune", "tune"], "two codes tune"
     if not elsewhere:
-        again = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
+        again = python(repository, "-m", "mtprune_utils.run.cli", "vouch", "--profile", "smoke")
         assert "nothing to vouch for" in again.stdout
     end = 'if run.arm == "scratch_longer" else '
     slower = "replace(own, lr=own.lr / 2)"
     edit(repository, "mtprune_utils/stages/retrain.py", f"{end}own", f"{end}{slower}")
-    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
+    result = python(repository, "-m", "mtprune_utils.run.cli", "vouch", "--profile", "smoke")
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert result.stderr.startswith("retrain taylor")
     assert "evaluations.csv is not that of" in result.stderr
@@ -119,13 +119,13 @@ def test_only_the_code_that_made_the_tables_is_compared_with(repository):
         repository, "mtprune_utils/core/trainer.py", "\n\n\ndef", "\n\n\nREFACTORED = True\n\n\ndef"
     )
     result = python(
-        repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke", "--base", "HEAD"
+        repository, "-m", "mtprune_utils.run.cli", "vouch", "--profile", "smoke", "--base", "HEAD"
     )
     assert result.returncode == 1
     assert "not the code and the numbers that made the tables" in result.stderr
     with (repository / "mtprune_utils/core/trainer.py").open("a") as file:
         file.write("UNCOMMITTED = True\n")
-    result = python(repository, "-m", "mtprune_utils.study.vouch", "--profile", "smoke")
+    result = python(repository, "-m", "mtprune_utils.run.cli", "vouch", "--profile", "smoke")
     assert result.returncode == 1 and "commit what has changed" in result.stderr
     assert not stamps(repository)
 

@@ -24,7 +24,7 @@ from mtprune_utils.weightings import get_weighting
 
 sys.path.append(str(PROJECT / ".venv" / "foreign"))  # TorchJD, see FOREIGN in Makefile
 
-import torchjd  # noqa: E402, F401
+import torchjd  # noqa: F401
 
 NAMES = registry.names("weightings")
 EPOCH = 3  # minibatches

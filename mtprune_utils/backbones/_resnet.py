@@ -42,7 +42,7 @@ def _replace_strided(block: nn.Module) -> None:
     shortcut = block.downsample[0]
     if shortcut.stride == (2, 2):
         channels = shortcut.in_channels, shortcut.out_channels
-        block.downsample[0] = EverySecondPixel(*channels, 1, bias=False)
+        block.downsample[0] = EverySecondPixel(*channels, 1, bias=False)  # type: ignore[operator]
 
 
 def _dilate(stage: nn.Module, before: int) -> None:

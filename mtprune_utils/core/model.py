@@ -347,7 +347,7 @@ def load_model(path: Path | str, to_train: bool = False) -> MultiTaskModel:
             record = json.loads(file.metadata()["architecture"])
             interface = record.pop("interface", None)
             model = skeleton(Architecture(**record))
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         left = {name: state.pop(TRAINING + name) for name in [*state] if TRAINING + name in state}
         for part in (state, left):
             _check_tensors(part, model.state_dict())

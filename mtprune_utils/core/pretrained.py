@@ -222,7 +222,7 @@ def load_pretrained(folder: str | Path, builder: Callable[[], nn.Module]) -> nn.
         raise ValueError(f"{folder / CONFIG}: expected format {FORMAT}, got {found!r}")
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except OSError:
         raise
     except Exception as error:

@@ -114,7 +114,7 @@ def _accounting() -> bool:
     """Whether SLURM's `sacct` knows of jobs."""
     said = _slurm("scontrol", "show", "config")
     kind = re.search(r"^AccountingStorageType\s*=\s*(\S+)", said, re.MULTILINE)
-    return bool(kind) and kind[1] not in ("(null)", "accounting_storage/none")
+    return kind is not None and kind[1] not in ("(null)", "accounting_storage/none")
 
 
 def _slurm(*command: str) -> str:

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 
 from mtprune_utils.files import (
@@ -34,7 +35,7 @@ from mtprune_utils.files import (
     write_json,
 )
 from mtprune_utils.processes import ENVIRONMENT, end_with_parent
-from mtprune_utils.run import cluster, plan
+from mtprune_utils.run import cluster
 from mtprune_utils.run.notebook import (
     NotebookError,
     check_run,
@@ -84,9 +85,9 @@ def one_gpu():
         def first_free() -> str | None:
             return next((gpu for gpu, lock in locks.items() if try_lock(lock)), None)
 
-        while locks and not (free := first_free()):
+        while (free := first_free()) is None and locks:
             time.sleep(1)
-        if locks:
+        if free is not None:
             os.environ["CUDA_VISIBLE_DEVICES"] = free
         yield
 
@@ -353,6 +354,7 @@ def make_figures(
     cluster whose machines do it.
     """
     from mtprune_utils.datasets import data_root
+    from mtprune_utils.run import plan
     from mtprune_utils.study import tables
     from mtprune_utils.study.grid import Experiment
 
@@ -393,7 +395,7 @@ def make_figures(
             where = [*elsewhere.arguments(seconds), *at_once]
             where += SHARED_FILES if elsewhere.shares_files else ()
         else:
-            jobs = jobs or os.cpu_count()
+            jobs = jobs or os.cpu_count() or 1
             progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
         command = snakemake_command(folder / "batch.json", where)
         code = _drive(command, folder / "snakemake.log", progress, lock, elsewhere)
@@ -505,6 +507,7 @@ def _drive(
         pass_fds=[lock],
         preexec_fn=lambda: end_with_parent(signal.SIGKILL),
     )
+    assert process.stdout is not None  # a pipe, see above
     said = cluster.with_events(process.stdout, elsewhere.events) if elsewhere else process.stdout
     try:
         with log.open("w", encoding="utf-8") as file:
@@ -567,11 +570,21 @@ def job_count(text: str) -> int:
     return int(text)
 
 
-def _parser() -> argparse.ArgumentParser:
-    about = __doc__.splitlines()[0]
-    parser = argparse.ArgumentParser(prog="python -m mtprune_utils.run.launch", description=about)
-    commands = parser.add_subparsers(dest="command", required=True)
+def add_experiment(parser: argparse.ArgumentParser) -> None:
+    """The options that say which experiment a command is about, but for its overrides."""
+    parser.add_argument("--profile", default="quick", help="default: quick")
+    parser.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
+    where = "where the data set lies, if it is not embedded"
+    parser.add_argument("--root", default="", help=where)
 
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
+    parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON", help=numbers)
+
+
+def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """The batch's commands, and that of one notebook; `perform` does them."""
     one = commands.add_parser("notebook", help="execute one notebook")
     one.add_argument("notebook")
     one.add_argument("output", help="where the executed notebook goes")
@@ -598,64 +611,79 @@ def _parser() -> argparse.ArgumentParser:
     judged = "judge the claims by the runs that are finished so far, training nothing"
     claims = commands.add_parser("claims", help=judged)
     for command in (figures, claims):
-        command.add_argument("--profile", default="quick")
+        add_experiment(command)
+        add_overrides(command)
         for name, what in (("runs", "folder of the run folders; "), ("figures", "")):
             place, what = str(PROJECT / name), f"{what}default: {name}"
             command.add_argument(f"--{name}", default=place, help=what)
-        which = "data set; default: the embedded rooms"
-        command.add_argument("--data", default="rooms", help=which)
-        where = "where the data set lies, if it is not embedded"
-        command.add_argument("--root", default="", help=where)
-        numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
-        command.add_argument(
-            "--overrides", type=overrides, default={}, metavar="JSON", help=numbers
-        )
     commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
-    return parser
+
+
+def need_repository(command: str) -> None:
+    """Raises FileNotFoundError outside of a clone."""
+    if not store.notebook_paths():
+        raise FileNotFoundError(
+            f"{command} needs the repository, with its notebooks: run it in a clone"
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    about = __doc__.splitlines()[0]
+    parser = argparse.ArgumentParser(prog="python -m mtprune_utils.run.launch", description=about)
+    add_commands(parser.add_subparsers(dest="command", required=True))
+    return guarded(perform, parser.parse_args(arguments))
+
+
+def guarded(perform: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
+    """What a command comes to: its exit status, errors in one line, signals as a shell has them."""
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     # A shell's background jobs start with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     choose_cache()
     try:
-        if options.command == "notebook":
-            declared = notebook_parameters(options.notebook)
-            texts = [name for name, (kind, _) in declared.items() if kind is str]  # they stay text
-            parameters = {
-                name: text if name in texts else parsed(text) for name, text in options.parameters
-            }
-            cluster.unpack(options.unpack)
-            expected = [file for file in options.expect if file not in options.pack]
-            code = run_notebook(options.notebook, options.output, parameters, expected, options.job)
-            if code == 0:
-                cluster.pack(options.pack)
-            return code
-        if not store.notebook_paths():
-            raise FileNotFoundError(
-                f"{options.command} needs the repository, with its notebooks: run it in a clone"
-            )
-        if options.command == "refresh":
-            refresh_notebooks()
-            return 0
-        own = ("profile", "data", "root", "overrides")
-        settings = {name: getattr(options, name) for name in own}
-        settings["runs"] = from_repository(options.runs)
-        folder = from_repository(options.figures)
-        if options.command == "figures":
-            return make_figures(settings, folder, options.jobs, options.restore, options.on)
-        judge_claims(settings, folder)
+        return perform(options)
+    except BrokenPipeError:  # whoever reads has seen enough, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"{error}: `pip install 'mtprune-utils[notebooks]'` has it", file=sys.stderr)
+        return 1
     except (NotebookError, ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def perform(options: argparse.Namespace) -> int:
+    if options.command == "notebook":
+        declared = notebook_parameters(options.notebook)
+        texts = [name for name, (kind, _) in declared.items() if kind is str]  # they stay text
+        parameters = {
+            name: text if name in texts else parsed(text) for name, text in options.parameters
+        }
+        cluster.unpack(options.unpack)
+        expected = [file for file in options.expect if file not in options.pack]
+        code = run_notebook(options.notebook, options.output, parameters, expected, options.job)
+        if code == 0:
+            cluster.pack(options.pack)
+        return code
+    need_repository(options.command)
+    if options.command == "refresh":
+        refresh_notebooks()
+        return 0
+    own = ("profile", "data", "root", "overrides")
+    settings = {name: getattr(options, name) for name in own}
+    settings["runs"] = from_repository(options.runs)
+    folder = from_repository(options.figures)
+    if options.command == "figures":
+        return make_figures(settings, folder, options.jobs, options.restore, options.on)
+    judge_claims(settings, folder)
     return 0
 
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # names that the locale has no letters for
+        # For names that the locale has no letters for.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

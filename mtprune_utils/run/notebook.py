@@ -15,6 +15,7 @@ import tempfile
 import textwrap
 import uuid
 from pathlib import Path
+from typing import Any
 
 from mtprune_utils.files import PROJECT, write_atomically, write_json
 from mtprune_utils.stages import stage_names
@@ -28,7 +29,7 @@ TYPES = {"str": str, "int": int, "float": float, "bool": bool, "list": list, "di
 # What a kernel gets to write its checkpoint when it is asked to end; five seconds are the default.
 SECONDS_TO_END = 80
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
-Declared = dict[str, tuple[type, object]]  # name: (type, default)
+Declared = dict[str, tuple[type, Any]]  # name: (type, default)
 
 
 class NotebookError(RuntimeError):
@@ -57,15 +58,18 @@ def _declared(source: str, notebook: str) -> Declared:
     parameters = {}
     for node in ast.parse(source).body:
         try:
-            kind, default = TYPES[node.annotation.id], ast.literal_eval(node.value)
-            parameters[node.target.id] = (kind, default)
-        except (AttributeError, KeyError, ValueError):
+            match node:
+                case ast.AnnAssign(ast.Name(name), ast.Name(kind), ast.expr() as default):
+                    parameters[name] = (TYPES[kind], ast.literal_eval(default))
+                case _:
+                    raise ValueError
+        except (KeyError, ValueError):
             form = "a parameter must have the form 'name: type = literal'"
             raise ValueError(f"{notebook}: {ast.unparse(node)}: {form}") from None
     return parameters
 
 
-def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str, object]:
+def check_parameters(notebook: str | Path, given: dict[str, Any]) -> dict[str, Any]:
     """The given values, whole numbers made float where float is declared.
 
     Raises ValueError for an unknown name or a wrong type: papermill would run on the defaults and
@@ -74,7 +78,7 @@ def check_parameters(notebook: str | Path, given: dict[str, object]) -> dict[str
     return _check_values(given, notebook_parameters(notebook), Path(notebook).name)
 
 
-def _check_values(given: dict[str, object], known: Declared, notebook: str) -> dict[str, object]:
+def _check_values(given: dict[str, Any], known: Declared, notebook: str) -> dict[str, Any]:
     checked = {}
     for name, value in given.items():
         if name not in known:
@@ -90,7 +94,7 @@ def _check_values(given: dict[str, object], known: Declared, notebook: str) -> d
     return checked
 
 
-def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
+def check_run(notebook: str | Path, parameters: dict[str, Any]) -> None:
     """Whether the values name a run that there can be.
 
     Raises ValueError, or FileNotFoundError where the data is missing.
@@ -101,8 +105,8 @@ def check_run(notebook: str | Path, parameters: dict[str, object]) -> None:
     values = defaults | check_parameters(notebook, parameters)
     if "profile" not in values:
         return
-    where = (values.get(name, "") for name in ("profile", "data", "root", "runs"))
-    experiment = Experiment.open(*where, values.get("overrides"))
+    where = {name: values.get(name, "") for name in ("profile", "data", "root", "runs")}
+    experiment = Experiment.open(**where, overrides=values.get("overrides"))
     for stage in stage_names():
         if store.stage_notebook(stage).name == Path(notebook).name:
             names = [n for n in ("criterion", "seed", "level", "arm") if n in values]
@@ -123,8 +127,8 @@ def check_injected(cells: list[str]) -> None:
     declared: Declared = {}
     for cell in cells:
         if cell.startswith("# Parameters\n"):
-            nodes = ast.parse(cell).body
-            given = {node.targets[0].id: ast.literal_eval(node.value) for node in nodes}
+            nodes = [node for node in ast.parse(cell).body if isinstance(node, ast.Assign)]
+            given = {ast.unparse(node.targets[0]): ast.literal_eval(node.value) for node in nodes}
             _check_values(given, declared, "the notebook")
             continue
         try:
@@ -148,7 +152,8 @@ def execute(notebook: str | Path, output: str | Path, parameters: dict, expected
     NotebookError; the notebook as far as it came then lies beside `output`, as *.failed.ipynb, and
     an older `output` stays untouched.
     """
-    sys.modules.setdefault("rfc3987_syntax", None)  # 2 s to import; jsonschema does without it
+    # 2 s to import; jsonschema does without it.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
 
     notebook, output = Path(notebook), Path(output)

@@ -1,6 +1,6 @@
 """What a batch will take before it has run, and who waits for whom: no run's result is needed.
 
-    python -m mtprune_utils.run.plan --profile study --workers 2 16
+    mtprune plan --profile study --workers 2 16
 
 Seconds come from a measured batch (its timings.csv): of the same experiment if there is one, else
 of the same profile, else of `quick`. A job takes what a kernel's start takes, and so long for each
@@ -9,11 +9,10 @@ multiply-accumulates. So a figure of the same profile is good, one of another pr
 it says which.
 """
 
-import argparse
 import heapq
 import math
-import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -97,7 +96,12 @@ def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
     runs = experiment.runs()
     number = {run.folder: i for i, run in enumerate(runs)}
     jobs = [
-        Job(job_name(run), seconds(run), tuple(number[r.folder] for r in run.inputs), priority(run))
+        Job(
+            job_name(run),
+            seconds(run) or 0.0,
+            tuple(number[upstream.folder] for upstream in run.inputs),
+            priority(run),
+        )
         for run in runs
     ]
     for figure, path in figures(experiment).items():
@@ -118,7 +122,7 @@ class Seconds:
         own = replace(experiment, profile=get_profile(experiment.profile.name))
         other = Experiment(get_profile(MEASURED))
         places = (figures, experiment), (PROJECT / "figures", own), (PROJECT / "figures", other)
-        self.measured = None  # the experiment that was
+        self.measured: Experiment | None = None  # the one that was
         for folder, measured in places:
             self.file = folder / measured.label / store.TIMINGS
             if self.file.exists():
@@ -136,8 +140,9 @@ class Seconds:
     @cached_property
     def rates(self) -> dict[tuple, float]:
         """Seconds per unit of work of the measured runs, by what `_kinds` names."""
-        runs = {job_name(run): run for run in self.measured.runs()}
-        spent, work = defaultdict(float), defaultdict(float)
+        runs = {job_name(run): run for run in self.measured.runs()} if self.measured else {}
+        spent: dict[tuple, float] = defaultdict(float)
+        work: dict[tuple, float] = defaultdict(float)
         for row in read_table(self.file):
             if run := runs.get(row["job"]):  # else the profile has changed since
                 for kind in _kinds(run):
@@ -299,7 +304,7 @@ def storage(experiment: Experiment) -> float:
     return sum(TEXTS + 4 * parameters * kept(run) for run in experiment.runs())
 
 
-def report(experiment: Experiment, workers: list[int]) -> str:
+def report(experiment: Experiment, workers: Sequence[int] = WORKERS) -> str:
     """What there is to know, in lines. Raises ValueError where nothing is measured."""
     seconds = Seconds(experiment)
     if not seconds.measured:
@@ -342,30 +347,3 @@ def report(experiment: Experiment, workers: list[int]) -> str:
         f"What stops scaling first is {first}.",
     ]
     return "\n".join(lines)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    from mtprune_utils.run.launch import job_count, overrides  # which imports this module
-
-    parser = argparse.ArgumentParser(
-        prog="python -m mtprune_utils.run.plan", description=__doc__.splitlines()[0]
-    )
-    for name, default in (("profile", MEASURED), ("data", "rooms"), ("root", "")):
-        parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON")
-    parser.add_argument("--workers", type=job_count, nargs="+", default=list(WORKERS))
-    options = parser.parse_args(arguments)
-    try:
-        experiment = Experiment.open(
-            options.profile, options.data, options.root, "runs", options.overrides
-        )
-        experiment.check()
-        print(report(experiment, options.workers))
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -139,10 +139,9 @@ def restore_weights(run: Run) -> None:
     Raises ValueError if the repetition does not give the same tables, as with other code or on
     another kind of machine.
     """
-    file = run.record.weights(run)
-    if file is None or run.source.intact(file):
+    file, source = run.record.weights(run), run.source
+    if file is None or source is None or source.intact(file):
         return
-    source = run.source
     print(f"{source.stage} {source.name}: {file} is gone or damaged, the run is repeated for it")
     state = random_state()
     place = source.experiment.root / "repeated" / source.name  # others may read the run's tables

@@ -139,7 +139,8 @@ def _look_afresh(model, dataset: Dataset, images: Split, profile: Profile) -> Se
 
 def saved_networks(run: Run, sizes: pd.DataFrame, images: Split) -> Networks:
     """What the weights show that a run has left: none of its scores, and images at a few sizes."""
-    files = {0: run.source.path(DENSE), sizes["removal"].max(): run.path(DENSE)}
+    dense = run.source or run  # every pruning run has one
+    files = {0: dense.path(DENSE), sizes["removal"].max(): run.path(DENSE)}
     for row in sizes.dropna(subset="target_level").to_dict("records"):
         files[row["removal"]] = run.path(at_level(int(row["target_level"])))
     device, tasks = device_of(run.profile), run.experiment.tasks
@@ -266,7 +267,8 @@ class Explorer:
 
     def __init__(self, results: Results, others: dict[str, Experiment], figures: Path):
         self.others, self.figures = others, figures
-        self.results, self.milliseconds = results, []
+        self.results = results
+        self.milliseconds: list[float] = []
         self._loaded = {results.experiment.label: results}
         self._parameters = np.inf  # of the network that is shown
         fixed = {"layout": {"width": "max-content"}}

@@ -73,7 +73,7 @@ class Experiment:
 
         Raises ValueError or FileNotFoundError.
         """
-        self.data_digest  # looks for the files
+        self.data_digest  # noqa: B018  (looks for the files)
         network = architecture(self.profile, channels(self.tasks))
         if self.profile.pretrained:
             check_fits_imagenet(network)

@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from IPython.display import HTML
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from pandas.io.formats.style import Styler
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.evaluation import evaluation_batches, forward, output_scale
-from mtprune_utils.core.model import MultiTaskModel, evaluation_mode, load_model
+from mtprune_utils.core.model import evaluation_mode, load_model
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.targets import Depth, ImageClass, Labels, Normals
 from mtprune_utils.core.task import Task
@@ -48,7 +49,7 @@ class Seen:
     quality: dict[str, list[float]]
 
 
-def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
+def look(model: nn.Module, images: Split, tasks: dict[str, Task], profile: Profile) -> Seen:
     """Predictions for images, as they are evaluated: at crop x crop, depths at their true scale."""
     found: dict[str, list[Tensor]] = {name: [] for name in tasks}
     quality: dict[str, list[float]] = {name: [] for name in tasks}
@@ -58,7 +59,8 @@ def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: 
             outputs = forward(model, batch, profile)
             for name, task in tasks.items():
                 output = task.target.unscaled(outputs[name], scale)
-                output = task.target.resize_output(output, batch.shape[-2:])
+                height, width = batch.shape[-2:]
+                output = task.target.resize_output(output, (height, width))
                 found[name].append(as_target(output, task).cpu())
                 for i, target in enumerate(targets[name]):
                     quality[name].append(_quality(task, output[i : i + 1], target[None]))
@@ -68,7 +70,7 @@ def look(model: MultiTaskModel, images: Split, tasks: dict[str, Task], profile: 
 def as_target(output: Tensor, task: Task) -> Tensor:
     """An output (B, channels, ...) in the form of the task's targets."""
     if isinstance(task.target, ImageClass):
-        return task.meter().logits(output).argmax(1)
+        return task.meter().logits(output).argmax(1)  # type: ignore[attr-defined]
     if isinstance(task.target, Labels):
         return output.argmax(1)
     if isinstance(task.target, Normals):
@@ -191,18 +193,17 @@ def show_survival(layers: pd.DataFrame) -> Figure:
     top = (widths.sum(axis=1) + gap * (widths.shape[1] - 1)).to_numpy() / 2
     figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
     colours = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.05, 0.95, widths.shape[1]))
-    words = {"fontsize": 7, "va": "center"}
     for colour, (layer, left) in zip(colours, widths.items()):
         bottom = top - left.to_numpy()
         axis.fill_between(widths.index, bottom, top, color=colour, linewidth=0)
         for at, side, align in ((0, -0.6, "right"), (-1, 0.6, "left")):
             x, y = widths.index[at] + side, (top[at] + bottom[at]) / 2
             number = f"layer {layer}: {left.iloc[at]}" if at == 0 else f"{left.iloc[at]}"
-            axis.text(x, y, number, ha=align, **words)
+            axis.text(x, y, number, ha=align, va="center", fontsize=7)
         top = bottom - gap
     axis.set(xlabel="removals", yticks=[])
     axis.spines[["left", "right", "top"]].set_visible(False)
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 

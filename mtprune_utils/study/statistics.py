@@ -175,7 +175,7 @@ def judge_cells(mean, sd, seeds, rule: str, margin: float) -> dict[str, np.ndarr
         "half": [(high < null, "below half"), (low > null, "above half")],
     }[rule]
     otherwise = "not told apart" if rule == "zero" else "inconclusive"
-    outcome = np.select(*map(list, zip(*words)), default=otherwise)
+    outcome = np.select(*map(list, zip(*words)), default=otherwise)  # type: ignore[call-overload]
     if rule != "two-sided":
         tost_low, tost_high = np.full_like(low, np.nan), np.full_like(high, np.nan)
     cells = {"low": low, "high": high, "p": p, "outcome": outcome}

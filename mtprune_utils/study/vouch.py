@@ -1,6 +1,6 @@
 """Whether the present code gives the numbers of committed tables: refactoring need cost no study.
 
-    python -m mtprune_utils.study.vouch --profile quick
+    mtprune vouch --profile quick
 
 Committed runs of other code are drawn at random, one of each stage, criterion and present digest (a
 profile has one backbone), and repeated with all that they start from, under runs/vouch. Searches
@@ -18,14 +18,12 @@ The draw's seed follows from the digests: nobody chooses it, and what was interr
 it is started again.
 """
 
-import argparse
 import contextlib
 import hashlib
 import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -78,7 +76,9 @@ def vouch(experiment: Experiment, base: str | None = None) -> list[dict]:
     """
     experiment.check()
     commit = store.git("rev-parse", "HEAD")
-    if commit is None or store.uncommitted("mtprune_utils"):
+    if commit is None:
+        raise ValueError("vouch needs the repository, with its history: run it in a clone")
+    if store.uncommitted("mtprune_utils"):
         raise ValueError("a stamp names a commit: commit what has changed in mtprune_utils first")
     place = PROJECT / "runs" / "vouch" / experiment.label
     committed = replace(experiment, root=place / "committed")
@@ -224,30 +224,6 @@ def _repeater(tree: Path, experiment: Experiment, runs: Path) -> Iterator[subpro
 
 
 def _answer(process: subprocess.Popen):
-    if not (line := process.stdout.readline()):
+    if process.stdout is None or not (line := process.stdout.readline()):
         raise ValueError("a repetition has failed, for the reason above: nothing is stamped")
     return json.loads(line)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--profile", default="quick")
-    parser.add_argument("--data", default="rooms")
-    parser.add_argument("--root", default="")
-    parser.add_argument("--base", metavar="COMMIT", help="what to compare with, see above")
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    try:
-        experiment = Experiment.open(options.profile, options.data, options.root, "runs")
-        for stamp in vouch(experiment, options.base):
-            print(f"{stamp['stage']}: {stamp['to']} gives what {', '.join(stamp['from'])} gave")
-    except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -30,13 +30,13 @@ class DynamicWeightAverage(nn.Module):
 
     def _remember(self, losses: Tensor) -> None:
         # New tensors: the weights are still to be read by the backward pass.
-        self.sums = self.sums + losses
+        self.sums = self.sums + losses  # type: ignore[has-type]
         self.seen += 1
         if self.seen % self.epoch:
             return
         means = self.sums / self.epoch
         if self.seen > self.epoch:
-            ratios = torch.where(self.means > 0, means / self.means, 1)
+            ratios = torch.where(self.means > 0, means / self.means, 1)  # type: ignore[has-type]
             self.weights = len(self.tasks) * (ratios / TEMPERATURE).softmax(0)
         self.means, self.sums = means, torch.zeros_like(means)
 

@@ -768,7 +768,7 @@ def add_plant(r, height):
         r.surface(
             "plant",
             leaf[r.rng.integers(2)],
-            np.stack([spine - half, spine, spine + half], 1)
+            np.stack([spine - half, spine, spine + half], 1)  # noqa: RUF005
             + [[[0, 0, 0], [0, 0, -0.01], [0, 0, 0]]],
         )
 

@@ -1,10 +1,7 @@
-"""Which figures no longer follow from the code, numbers and data that are here: `make check`."""
+"""Which figures no longer follow from the code, numbers and data that are here: `mtprune check`."""
 
-import argparse
 import dataclasses
 import json
-import os
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -64,7 +61,7 @@ def outdated(figure: Path) -> list[str]:
     return [*reasons, *(f"code: {stage}" for stage in sorted(refused))]
 
 
-def main(figures: Path = PROJECT / "figures") -> int:
+def check(figures: Path = PROJECT / "figures") -> int:
     """Print one line for each committed figure (without git: each) that is outdated or vouched for.
 
     Returns 1 if any is outdated or none is there, else 0.
@@ -89,9 +86,3 @@ def main(figures: Path = PROJECT / "figures") -> int:
     if not found:
         print("Every figure follows from the code, the numbers and the data that are here.")
     return found
-
-
-if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    os.environ["MTPRUNE_OFFLINE"] = "1"  # data that is not here stays where it is
-    sys.exit(main())
