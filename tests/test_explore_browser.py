@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import statistics
 import sys
 
 import nbformat
