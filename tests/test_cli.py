@@ -206,6 +206,19 @@ def test_a_misspelt_command_ends_with_status_2(words, capsys):
     assert "usage: mtprune" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"settings": 3}, {"data": None}, {"interface": 1}, {"architecture": {"tasks": 1, "x": 2}}],
+)
+def test_a_folder_that_export_did_not_write_so_is_refused(change, run, tmp_path, capsys):
+    folder = networks.export(networks.open_network(run.folder), tmp_path / "exported")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | change))
+    assert cli.main(["evaluate", str(folder)]) == 1
+    said = capsys.readouterr().err
+    assert "config.json was not written by `mtprune export`" in said and said.count("\n") == 1
+
+
 def test_outputs_that_are_not_the_data_sets_tasks_are_refused(run):
     network = networks.open_network(run.folder)
     network.model.heads["thickness"] = network.model.heads.pop("depth")

@@ -56,9 +56,8 @@ def parser() -> argparse.ArgumentParser:
 
     one = add(evaluate, "metrics of a pruned network on a data set")
     _add_network(one)
-    launch.add_experiment(one)
+    launch.add_experiment(one, profile="", data="")
     launch.add_overrides(one)
-    one.set_defaults(profile="", data="")  # the network's own
     from_images = "images to measure on; default: test"
     one.add_argument(
         "--split", choices=("test", "validation", "train"), default="test", help=from_images

@@ -570,10 +570,16 @@ def job_count(text: str) -> int:
     return int(text)
 
 
-def add_experiment(parser: argparse.ArgumentParser) -> None:
-    """The options that say which experiment a command is about, but for its overrides."""
-    parser.add_argument("--profile", default="quick", help="default: quick")
-    parser.add_argument("--data", default="rooms", help="data set; default: the embedded rooms")
+def add_experiment(
+    parser: argparse.ArgumentParser, profile: str = "quick", data: str = "rooms"
+) -> None:
+    """The options that say which experiment a command is about, but for its overrides.
+
+    profile, data: their defaults; "": what the command's network was made with.
+    """
+    for name, default in (("profile", profile), ("data", data)):
+        what = f"default: {default or 'what the network was made with'}"
+        parser.add_argument(f"--{name}", default=default, help=what)
     where = "where the data set lies, if it is not embedded"
     parser.add_argument("--root", default="", help=where)
 

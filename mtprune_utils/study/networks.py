@@ -27,8 +27,6 @@ from mtprune_utils.study import store
 from mtprune_utils.study.grid import SHARED_SETTINGS
 from mtprune_utils.study.profiles import get_profile
 
-SPLITS = ("test", "validation", "train")
-
 
 @dataclass(frozen=True)
 class Network:
@@ -73,8 +71,10 @@ def _pretrained(folder: Path, builder: str) -> Network:
             made = f"--builder module:name, what makes the dense network ({config.get('builder')})"
             raise ValueError(f"{folder} does not say what it is built of: give {made}")
         return Network(load_pretrained(folder, _imported(builder)))
-    model = load_pretrained(folder, builder_of(folder))
-    return Network(model, config.get("settings", {}), config.get("data", ""))
+    settings, data = config.get("settings"), config.get("data")
+    if not (isinstance(settings, dict) and isinstance(data, str)):
+        raise ValueError(f"{folder / CONFIG} was not written by `mtprune export`")
+    return Network(load_pretrained(folder, builder_of(folder)), settings, data)
 
 
 def builder_of(folder: str | Path) -> Callable[[], MultiTaskModel]:
