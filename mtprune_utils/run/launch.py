@@ -110,9 +110,8 @@ def run_notebook(
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
-    trains = job and not job.startswith("figure")
-    on_cpu = parameters.get("overrides", {}).get("device") == "cpu"
-    takes_gpu = trains and not on_cpu and cluster.EVENTS not in os.environ
+    trains_here = job and not job.startswith("figure") and cluster.EVENTS not in os.environ
+    takes_gpu = trains_here and parameters.get("overrides", {}).get("device") != "cpu"
     try:
         with one_gpu() if takes_gpu else contextlib.nullcontext():
             tell(job, "started")
