@@ -123,7 +123,7 @@ def test_the_readme_says_what_is_told_apart_and_what_is_not(tmp_path):
     (place / "fig8_criteria.json").write_text(json.dumps(about))
     text = readme.zoo_paragraph(tmp_path)
     assert "1 keeps more in some and less in others (taylor)" in text
-    assert "the widths of 1 of 1 criteria" in text and "in 1 of 2 cells (taylor)" in text
+    assert "the widths of 1 of 1 criteria" in text and "in 1 of 2 cells (tried for taylor)" in text
     only = TABLE[TABLE["level"] == 0].assign(low=lambda rows: rows["low"].where(rows.index < 0))
     only.to_csv(place / "fig8_criteria.csv", index=False)
     assert readme.zoo_paragraph(tmp_path) == "", "one seed tells nothing apart"
