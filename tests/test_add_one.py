@@ -15,6 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 
+import test_runs
 from mtprune_utils import registry
 from mtprune_utils.files import PROJECT, read_json, read_table, write_json
 from mtprune_utils.run.launch import is_current, reopen_outdated
@@ -28,19 +29,7 @@ NOTEBOOKS = (  # of the stages, and Figure 1's; the claims' where everything is 
     "04_plot_fig1_iterative_pruning",
 )
 CLAIMS = "08_judge_claims"
-TINY = {
-    "train_images": 24,
-    "test_images": 8,
-    "crop": 32,
-    "image_height": 32,
-    "dense.steps": 3,
-    "dense.evaluations": 1,
-    "retrain.steps": 3,
-    "retrain.evaluations": 1,
-    "prune.prune_interval": 1,
-    "prune.filters_per_step": 110,
-    "prune.cosine_batches": 1,
-    "tuning.trials": 0,
+TINY = test_runs.TINY | {
     "agreement_batches": 0,
     "seeds": 1,
     "controls.seeds": 0,

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import test_runs
 from mtprune_utils import registry
 from mtprune_utils.backbones import get_backbone
 from mtprune_utils.core.groups import trace
@@ -985,22 +986,7 @@ def test_lamp_refuses_scores_below_zero_and_takes_a_layer_of_zeros():
 
 # --- stages ---
 
-TINY = {
-    "train_images": 24,
-    "test_images": 8,
-    "crop": 32,
-    "image_height": 32,
-    "dense.steps": 3,
-    "dense.evaluations": 1,
-    "retrain.steps": 3,
-    "retrain.evaluations": 1,
-    "prune.prune_interval": 1,
-    "prune.filters_per_step": 110,
-    "prune.cosine_batches": 1,
-    "tuning.trials": 1,
-    "seeds": 1,
-    "criteria": ["taylor", "random"],
-}
+TINY = test_runs.TINY | {"tuning.trials": 1, "seeds": 1, "criteria": ["taylor", "random"]}
 
 
 @pytest.fixture(scope="module")

@@ -135,7 +135,9 @@ def _download() -> Path:
         from huggingface_hub import snapshot_download
 
         kind = {"repo_type": "dataset", "allow_patterns": "*.parquet"}
-        return snapshot_download(HUGGING_FACE, revision=REVISION, **kind)  # type: ignore[call-overload]
+        return snapshot_download(  # type: ignore[call-overload]
+            HUGGING_FACE, revision=REVISION, **kind
+        )
 
     return Path(_reading.downloaded(fetch, HUGGING_FACE, "set root to a folder with NYUv2"))
 

@@ -240,7 +240,10 @@ class Evidence:
         where both criteria left the same widths, so that there is nothing to compare, and, with
         axis "macs", where the networks' MACs differ by more than 3 %.
         """
-        pairs = [self._pairs(*side, axis).assign(criterion=name) for name, *side in sides]  # type: ignore[call-arg]
+        pairs = [
+            self._pairs(*side, axis).assign(criterion=name)  # type: ignore[call-arg]
+            for name, *side in sides
+        ]
         both = pd.concat(pairs, ignore_index=True)
         left_out = both["left_out"].astype(bool)
         for task in self.endpoints:

@@ -127,7 +127,10 @@ def export(network: Network, target: str | Path, size: tuple[int, int] | None = 
     about = model.interface if isinstance(model, MultiTaskModel) else None
     if size is None and about is None:
         raise ValueError("the network does not say how large its images are: give --size H W")
-    write_atomically(target, _onnx(model, size or (about.side, about.side), about))  # type: ignore[union-attr]
+    write_atomically(
+        target,
+        _onnx(model, size or (about.side, about.side), about),  # type: ignore[union-attr]
+    )
     return target
 
 

@@ -129,15 +129,16 @@ def film(
     axes[0, 0].set_title("image", **words)
     for axis, column in zip(axes[0, 1:], columns):
         axis.set_title(column, **words)
-    for row, (name, task) in zip(axes[::each], drawn.items()):
+    for row, below, (name, task) in zip(axes[::each], axes[each - 1 :: each], drawn.items()):
         limits = limits_of(images.targets[name][i], task)
         row[1].set_ylabel(name, **words)
         for axis, of in zip(row[1:], columns.values()):
             axis.imshow(pixels(of[name][i], task, limits), interpolation="nearest")
-    for row, (name, task) in zip(axes[1::each] if with_errors else (), drawn.items()):
+        if not with_errors:
+            continue
         worst, said = next(ERRORS[kind] for kind in ERRORS if isinstance(task.target, kind))
-        row[2].set_ylabel(said, **words)
-        for axis, of in zip(row[2:], predictions.values()):
+        below[2].set_ylabel(said, **words)
+        for axis, of in zip(below[2:], predictions.values()):
             wrong = errors(of[name][i], images.targets[name][i], task)
             axis.imshow(wrong, cmap="Reds", vmin=0, vmax=worst, interpolation="nearest")
     for axis in axes.flat:
