@@ -97,12 +97,13 @@ def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
     patient.until(idle)
     click(".lm-MenuBar-itemLabel", "Run")
     click(".lm-Menu-itemLabel", "Run All Cells")
-    last = ".jp-Notebook .jp-CodeCell:last-of-type .jp-RenderedHTMLCommon table"
-
-    def table(_) -> str:  # not `text`: what lies below the window is not rendered, and has none
-        return browser.find_element(By.CSS_SELECTOR, last).get_attribute("textContent")
-
-    assert "position prior" in patient.until(table)
+    cells = ".jp-Notebook .jp-CodeCell"
+    patient.until(
+        lambda _: browser.find_element(By.CSS_SELECTOR, f"{cells}:last-of-type .jp-RenderedImage")
+    )
+    tables = browser.find_elements(By.CSS_SELECTOR, f"{cells} .jp-RenderedHTMLCommon table")
+    # not `text`: what lies below the window is not rendered, and has none
+    assert "position prior" in tables[-1].get_attribute("textContent")
     assert not browser.find_elements(
         By.CSS_SELECTOR, '[data-mime-type="application/vnd.jupyter.error"]'
     )

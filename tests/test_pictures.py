@@ -1,12 +1,16 @@
 """Pictures of the articles: error maps, ribbons, fronts, tables."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from mtprune_utils.core.model import build, model_bytes
 from mtprune_utils.datasets import data_tasks
 from mtprune_utils.study import pictures
+from mtprune_utils.study.profiles import get_profile
 
 TASKS = data_tasks("rooms")
 
@@ -73,3 +77,18 @@ def test_a_table_says_where_a_number_is_missing_and_is_the_same_each_time():
     assert text == pictures.styled(table, 2, missing="one seed").data
     assert all(f">{word}<" in text for word in ("1,234,567", "one seed", "0.12"))
     assert "nan" not in text
+
+
+def test_error_maps_are_of_the_tasks_that_every_network_has(dataset, architecture, tmp_path):
+    files = {}
+    for name, tasks in {"all": architecture.tasks, "depth": {"depth": 1}}.items():
+        files[name] = tmp_path / name
+        files[name].write_bytes(model_bytes(build(replace(architecture, tasks=tasks), seed=0)))
+
+    def rows(networks):
+        axes = pictures.show_errors(networks, dataset, get_profile("smoke")).axes
+        return [axis.get_ylabel() for axis in axes if axis.get_ylabel() in TASKS]
+
+    assert rows({"all": files["all"]}) == [*TASKS]
+    assert rows({"depth": files["depth"]}) == ["depth"]
+    assert rows(files) == ["depth"]

@@ -170,13 +170,20 @@ def show_errors(
 ) -> Figure:
     """The i-th test image by each network, as predictions, and where each is wrong below them.
 
-    networks: {what it is: its weights}. Dark pixels are wrong, pixels without a target are empty.
+    networks: {what it is: its weights}; the tasks are those that every one of them has. Dark
+    pixels are wrong, pixels without a target are empty.
     """
-    tasks, device = dataset.tasks, device_of(profile)
-    images = dataset.test[i : i + 1].resized((profile.crop, profile.crop), tasks).to(device)
+    device = device_of(profile)
+    models = {label: load_model(file).to(device) for label, file in networks.items()}
+    tasks = {
+        name: task
+        for name, task in dataset.tasks.items()
+        if all(name in model.heads for model in models.values())
+    }
+    size = (profile.crop, profile.crop)
+    images = dataset.test[i : i + 1].resized(size, dataset.tasks).to(device)
     seen = {
-        label: look(load_model(file).to(device), images, tasks, profile).predictions
-        for label, file in networks.items()
+        label: look(model, images, tasks, profile).predictions for label, model in models.items()
     }
     return film(images.to(torch.device("cpu")), seen, tasks, 0, with_errors=True)
 
