@@ -5,6 +5,8 @@
     python -m mtprune_utils.run.launch claims --profile study
     python -m mtprune_utils.run.launch refresh
 
+All but the last take --plugin my.py, entries of the registries of one's own: docs/code.md.
+
 `figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job: here, or with
 `--on` on a cluster (see `cluster`). No torch is imported at the top: the runner of a job waits for
 its kernel and needs none.
@@ -34,6 +36,7 @@ from mtprune_utils.files import (
     write_json,
 )
 from mtprune_utils.processes import ENVIRONMENT, end_with_parent
+from mtprune_utils.registry import PLUGIN
 from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.notebook import (
     NotebookError,
@@ -561,6 +564,25 @@ def overrides(text: str) -> dict:
     return given
 
 
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """--overrides and --plugin, which join in the parsed `overrides`: see `Experiment.open`."""
+    numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
+    command.add_argument("--overrides", type=overrides, default={}, metavar="JSON", help=numbers)
+    _add_plugin(command)
+
+
+def _add_plugin(command: argparse.ArgumentParser) -> None:
+    what = "file or folder of criteria, data sets, backbones and so on of your own: docs/code.md"
+    command.add_argument("--plugin", default="", metavar="PATH", help=what)
+
+
+def with_plugin(numbers: dict, plugin: str) -> dict:
+    """Overrides in which the plugin goes to every job, wherever that runs."""
+    place = Path(plugin).expanduser()
+    named = from_repository(place) if place.exists() else plugin
+    return {**numbers, PLUGIN: named} if plugin else numbers
+
+
 def job_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs: 1 or more run at a time")
@@ -580,6 +602,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     expected = "files that must be there afterwards"
     one.add_argument("--expect", nargs="*", default=[], metavar="FILE", help=expected)
+    _add_plugin(one)
     packed = f"used by the Snakefile where no disk is shared: files, of which {cluster.PACKED} are"
     for name, what in (("unpack", "unpacked before"), ("pack", "packed afterwards")):
         one.add_argument(
@@ -606,10 +629,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data", default="rooms", help=which)
         where = "where the data set lies, if it is not embedded"
         command.add_argument("--root", default="", help=where)
-        numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
-        command.add_argument(
-            "--overrides", type=overrides, default={}, metavar="JSON", help=numbers
-        )
+        add_settings(command)
     commands.add_parser("refresh", help="execute the repository's notebooks anew, in place")
     return parser
 
@@ -627,6 +647,9 @@ def main(arguments: list[str] | None = None) -> int:
             parameters = {
                 name: text if name in texts else parsed(text) for name, text in options.parameters
             }
+            if options.plugin:
+                given = parameters.get("overrides", {})
+                parameters["overrides"] = with_plugin(given, options.plugin)
             cluster.unpack(options.unpack)
             expected = [file for file in options.expect if file not in options.pack]
             code = run_notebook(options.notebook, options.output, parameters, expected, options.job)
@@ -642,6 +665,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         own = ("profile", "data", "root", "overrides")
         settings = {name: getattr(options, name) for name in own}
+        settings["overrides"] = with_plugin(options.overrides, options.plugin)
         settings["runs"] = from_repository(options.runs)
         folder = from_repository(options.figures)
         if options.command == "figures":

@@ -294,20 +294,19 @@ def report(experiment: Experiment, workers: list[int]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    from mtprune_utils.run.launch import job_count, overrides  # which imports this module
+    from mtprune_utils.run.launch import add_settings, job_count, with_plugin  # which imports this
 
     parser = argparse.ArgumentParser(
         prog="python -m mtprune_utils.run.plan", description=__doc__.splitlines()[0]
     )
     for name, default in (("profile", MEASURED), ("data", "rooms"), ("root", "")):
         parser.add_argument(f"--{name}", default=default)
-    parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON")
+    add_settings(parser)
     parser.add_argument("--workers", type=job_count, nargs="+", default=list(WORKERS))
     options = parser.parse_args(arguments)
     try:
-        experiment = Experiment.open(
-            options.profile, options.data, options.root, "runs", options.overrides
-        )
+        numbers = with_plugin(options.overrides, options.plugin)
+        experiment = Experiment.open(options.profile, options.data, options.root, "runs", numbers)
         experiment.check()
         print(report(experiment, options.workers))
     except (ValueError, OSError) as error:

@@ -52,13 +52,21 @@ class Experiment:
     data: str = "rooms"
     data_root: str = ""  # where the data set lies; the embedded one needs none
     root: Path = Path("runs")
+    plugin: str = ""  # where entries of the reader's own lie: `registry.load_plugin`
 
     @classmethod
     def open(
         cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None
     ) -> "Experiment":
-        """From a notebook's parameters. A relative `runs` starts at the repository."""
-        return cls(get_profile(profile, overrides), data, root, PROJECT / runs)
+        """From a notebook's parameters. A relative `runs` starts at the repository.
+
+        Of the overrides, `registry.PLUGIN` is no number of the profile: it goes wherever they go, so that
+        every job of a batch finds the same entries.
+        """
+        numbers = dict(overrides or {})
+        if plugin := numbers.pop(registry.PLUGIN, ""):
+            registry.load_plugin(plugin)
+        return cls(get_profile(profile, numbers), data, root, PROJECT / runs, plugin)
 
     @cached_property
     def data_digest(self) -> str:
@@ -102,6 +110,8 @@ class Experiment:
             words.append(f"DATA={self.data}")
         if self.data_root:
             words.append(f"ROOT={shlex.quote(self.data_root)}")
+        if self.plugin:
+            words.append(f"PLUGIN={shlex.quote(self.plugin)}")
         own, used = (flat(asdict(p)) for p in (get_profile(self.profile.name), self.profile))
         if changed := {key: value for key, value in used.items() if value != own[key]}:
             words.append(f"OVERRIDES={shlex.quote(json.dumps(changed))}")
