@@ -146,6 +146,7 @@ distclean: clean  ## the same, and .venv
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, this is $$($(PYTHON3) --version 2>&1): make PYTHON3=python3.11 ..."; exit 1; }
+	@test ! -L .venv || { echo ".venv is a link to another folder's environment, which stays as it is: remove the link for one of this folder"; exit 1; }
 	@echo "Installing into .venv (about 6 GB, some minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON3) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

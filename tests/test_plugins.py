@@ -1,22 +1,25 @@
 """A reader's own entries, from a file that lies elsewhere: found, hashed, refused in one line."""
 
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_add_one import BACKBONE, CRITERION, DATA_SET, ENTRIES, TASK, TINY, WEIGHTING
 from test_add_one import batch, copied
 
 from mtprune_utils import registry
-from mtprune_utils.core.data import Source
+from mtprune_utils.core.data import Source, Split
 from mtprune_utils.datasets import data_digest, load_dataset
 from mtprune_utils.files import PROJECT, read_json
 from mtprune_utils.run.launch import main
 from mtprune_utils.study import grid, palette
-from mtprune_utils.study.execute import execute
+from mtprune_utils.study.execute import check_dataset, execute
 from mtprune_utils.study.grid import Experiment
 
 TEMPLATE = PROJECT / "docs" / "templates" / "my_dataset.py"
@@ -164,6 +167,53 @@ def test_a_plugin_that_is_missing_or_another_one_of_the_same_name_is_refused(tmp
     opened(written(tmp_path / "a" / "energy.py", CRITERION), tmp_path)
     with pytest.raises(ValueError, match="is loaded already: start anew"):
         registry.load_plugin(str(written(tmp_path / "b" / "energy.py", CRITERION)))
+
+
+# --- data that is not in the common form ---
+
+
+def broken(split: Split, **targets) -> Split:
+    return replace(split, targets=split.targets | targets)
+
+
+WRONG = {  # what is wrong: the training images, what is said
+    "one more class": (
+        lambda s: broken(s, segmentation=torch.full((24, 32, 32), 7)),
+        "segmentation has class 7, expected 0 to 4, or 255",
+    ),
+    "a plane too many": (
+        lambda s: broken(s, segmentation=s.targets["segmentation"][:, None]),
+        "segmentation is uint8 (24, 1, 32, 32), expected whole numbers (24, 32, 32)",
+    ),
+    "no plane": (
+        lambda s: broken(s, depth=s.targets["depth"][:, 0]),
+        "depth is float32 (24, 32, 32), expected floats (24, 1, 32, 32)",
+    ),
+    "millimetres": (
+        lambda s: broken(s, depth=s.targets["depth"].int()),
+        "depth is int32 (24, 1, 32, 32), expected floats (24, 1, 32, 32)",
+    ),
+    "another size": (
+        lambda s: broken(s, normals=s.targets["normals"][..., :16]),
+        "normals is float16 (24, 3, 32, 16), expected floats (24, 3, 32, 32)",
+    ),
+    "channels last": (
+        lambda s: replace(s, image=s.image.movedim(1, -1)),
+        "images are uint8 (24, 32, 32, 3), expected uint8 (N, 3, H, W)",
+    ),
+    "no target": (
+        lambda s: replace(s, targets={"depth": s.targets["depth"]}),
+        "there are targets depth, expected those of segmentation, depth, normals",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_data_that_is_not_in_the_common_form_is_refused_in_one_line(dataset, what):
+    check_dataset(dataset)
+    spoil, said = WRONG[what]
+    with pytest.raises(ValueError, match=re.escape(f"random, train: {said}")):
+        check_dataset(replace(dataset, train=spoil(dataset.train)))
 
 
 # --- in a batch, whose jobs are other processes ---

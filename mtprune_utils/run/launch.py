@@ -594,7 +594,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m mtprune_utils.run.launch", description=about)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    one = commands.add_parser("notebook", help="execute one notebook")
+    listed = (
+        "`papermill --help-notebook NOTEBOOK` lists the names of its parameters, and what they do"
+    )
+    one = commands.add_parser("notebook", help="execute one notebook", epilog=listed)
     one.add_argument("notebook")
     one.add_argument("output", help="where the executed notebook goes")
     one.add_argument(

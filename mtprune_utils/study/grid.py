@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -150,10 +150,13 @@ class Experiment:
             f"see by `make vouch PROFILE={self.profile.name}{data}` if the numbers are equal"
         )
 
-    def check_codes(self, codes: Iterable[tuple["Run", str]]) -> None:
+    def check_codes(
+        self, codes: Iterable[tuple["Run", str]], report: Callable[[str], None] | None = None
+    ) -> None:
         """Say which results, shown together, are of other code; each is given with its digest.
 
-        Raises ValueError where some of a stage are of the present code and others are not.
+        report: takes a line for each stage; by default they go to standard error. Raises
+        ValueError where some of a stage are of the present code and others are not.
         """
         refusals: dict[str, dict[bool, str]] = {}
         for run, code in codes:
@@ -164,7 +167,8 @@ class Experiment:
                 several = f"{stage} runs of several codes are not shown together"
                 raise ValueError(f"{several}. Some are {found[True]}")
             if True in found:
-                print(f"{stage} runs are {found[True]}", file=sys.stderr)
+                line = f"{stage} runs are {found[True]}"
+                report(line) if report else print(line, file=sys.stderr)
 
     # --- single runs: each raises ValueError for an unknown cell ---
 
