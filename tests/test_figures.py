@@ -10,11 +10,11 @@ from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib_inline.backend_inline import _fetch_figure_metadata
-from test_explore import contrast
 
+from conftest import TASKS
 from mtprune_utils.study import figures
 from mtprune_utils.study.profiles import get_profile
-from conftest import TASKS
+from test_explore import contrast
 
 PAGES = ("#FFFFFF", "#111111")  # of JupyterLab's themes
 STEPS = [0, 1, 2]

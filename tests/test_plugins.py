@@ -10,8 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_add_one import BACKBONE, CRITERION, DATA_SET, ENTRIES, TASK, TINY, WEIGHTING
-from test_add_one import batch, copied
 
 from mtprune_utils import registry
 from mtprune_utils.core.data import Source, Split
@@ -21,6 +19,17 @@ from mtprune_utils.run.launch import main
 from mtprune_utils.study import grid, palette
 from mtprune_utils.study.execute import check_dataset, execute
 from mtprune_utils.study.grid import Experiment
+from test_add_one import (
+    BACKBONE,
+    CRITERION,
+    DATA_SET,
+    ENTRIES,
+    TASK,
+    TINY,
+    WEIGHTING,
+    batch,
+    copied,
+)
 
 TEMPLATE = PROJECT / "docs" / "templates" / "my_dataset.py"
 

@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from mtprune_utils import registry
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.evaluation import evaluation_batches, forward, output_scale, recalibrated
 from mtprune_utils.core.iterative import removal_plan
@@ -297,7 +298,8 @@ def saved_results(first: Experiment, figures: Path) -> dict[str, Experiment]:
     found = {first.label: first}
     for folder in sorted(figures.glob("*/results")):
         profile, _, data = folder.parent.name.partition("-")
-        if profile in PROFILES and data != "custom":
+        known = not data or data in registry.names("datasets")  # not "custom", nor a plugin's
+        if profile in PROFILES and known:
             other = Experiment(PROFILES[profile], data or "rooms", first.data_root, first.root)
             found.setdefault(other.label, other)
     return found
