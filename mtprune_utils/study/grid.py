@@ -60,8 +60,8 @@ class Experiment:
     ) -> "Experiment":
         """From a notebook's parameters. A relative `runs` starts at the repository.
 
-        Of the overrides, `registry.PLUGIN` is no number of the profile: it goes wherever they go, so that
-        every job of a batch finds the same entries.
+        Of the overrides, `registry.PLUGIN` is no number of the profile: it goes wherever they go,
+        so that every job of a batch finds the same entries.
         """
         numbers = dict(overrides or {})
         if plugin := numbers.pop(registry.PLUGIN, ""):
