@@ -4,12 +4,14 @@
 #     make figures PROFILE=fashion DATA=multifashion ROOT=where/it/lies
 #     make figures OVERRIDES='{"dense.steps": 200}'
 #     make figures PROFILE=zoo RESTORE=1     go on from committed tables: only what is missing
+#     make figures PLUGIN=my.py  with a criterion, data set, ... of your own: docs/code.md
 #     make figures ON=slurm      on a cluster: docs/cluster.md
 
 PROFILE = quick
 DATA = rooms
 ROOT =
 OVERRIDES =
+PLUGIN =
 BASE =
 JOBS =
 RESTORE =
@@ -31,12 +33,13 @@ override PROFILE := $(subst $$$$,$$,$(value PROFILE))
 override DATA := $(subst $$$$,$$,$(value DATA))
 override ROOT := $(subst $$$$,$$,$(value ROOT))
 override OVERRIDES := $(subst $$$$,$$,$(value OVERRIDES))
+override PLUGIN := $(subst $$$$,$$,$(value PLUGIN))
 override BASE := $(subst $$$$,$$,$(value BASE))
 override JOBS := $(subst $$$$,$$,$(value JOBS))
 override ON := $(subst $$$$,$$,$(value ON))
-export PROFILE DATA ROOT OVERRIDES BASE JOBS ON
+export PROFILE DATA ROOT OVERRIDES PLUGIN BASE JOBS ON
 SETTINGS = --profile "$$PROFILE" --data "$$DATA" --root "$$ROOT"
-CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"}
+CHANGED = $${OVERRIDES:+--overrides "$$OVERRIDES"} $${PLUGIN:+--plugin "$$PLUGIN"}
 RESTORED = $(if $(RESTORE),--restore)
 AT_ONCE = $${JOBS:+--jobs "$$JOBS"} $${ON:+--on "$$ON"}
 RENEW_README = $(BIN)/python -m tools.readme
@@ -113,8 +116,8 @@ notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their comm
 readme: $(INSTALLED)  ## write the README's tables anew from figures (the targets above that draw any do it too)
 	$(RENEW_README)
 
-lab: $(INSTALLED)  ## open the notebooks in JupyterLab, on this machine only
-	$(BIN)/jupyter lab --ip=localhost notebooks
+lab: $(INSTALLED)  ## open the repository in JupyterLab, at its notebooks, on this machine only
+	$(BIN)/jupyter lab --ip=localhost --LabApp.default_url=/lab/tree/notebooks
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet
 
@@ -149,6 +152,7 @@ distclean: clean  ## the same, and .venv
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed, this is $$($(PYTHON3) --version 2>&1): make PYTHON3=python3.11 ..."; exit 1; }
+	@test ! -L .venv || { echo ".venv is a link to another folder's environment, which stays as it is: remove the link for one of this folder"; exit 1; }
 	@echo "Installing into .venv (about 6 GB, some minutes) ..."
 	@test -x $(BIN)/python || $(PYTHON3) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock

@@ -18,6 +18,14 @@ PACKAGE = Path(__file__).resolve().parent
 # The repository, where relative paths start.
 PROJECT = PACKAGE.parent if (PACKAGE.parent / "notebooks").is_dir() else Path()
 MAX_JSON = 2**26  # bytes; ours have a few thousand, an index of data a few hundred thousand
+KINDS = {  # of JSON's values, in messages
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: """a JSON object, with its keys in quotes: {"dense.steps": 200}""",
+}
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written
 
 

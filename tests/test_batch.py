@@ -17,7 +17,7 @@ import nbformat
 import papermill
 import pytest
 
-from mtprune_utils.files import PROJECT
+from mtprune_utils.files import KINDS, PROJECT
 from mtprune_utils.run import launch
 from mtprune_utils.run.notebook import NotebookError, check_parameters, execute, notebook_parameters
 from mtprune_utils.study import store
@@ -90,7 +90,7 @@ def test_misspelt_parameter_is_refused_with_the_nearest_name(here):
     "name, value", [("number", "4"), ("number", 4.0), ("number", True), ("word", 4), ("rate", "")]
 )
 def test_wrong_type_is_refused(here, name, value):
-    with pytest.raises(ValueError, match=f"'{name}' takes a"):
+    with pytest.raises(ValueError, match=f"'{name}' takes "):
         check_parameters(write_notebook(here / "nb.ipynb"), {name: value})
 
 
@@ -99,7 +99,7 @@ def test_a_forgotten_bracket_is_one_line_and_an_empty_word_is_a_word(capsys):
     command = ["notebook", "notebooks/01_train_dense.ipynb", "out.ipynb"]
     assert launch.main([*command, "-p", "overrides", broken]) == 1
     said = capsys.readouterr().err
-    assert said == f"01_train_dense.ipynb: 'overrides' takes a dict, got {broken!r}\n"
+    assert said == f"01_train_dense.ipynb: 'overrides' takes {KINDS[dict]}, got {broken!r}\n"
     assert launch.parsed("") == "" and launch.parsed("1e-3") == 0.001
     assert launch.parsed("taylor") == "taylor"
 

@@ -3,16 +3,18 @@
 import json
 import shutil
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import readme
 
 import test_runs
-from mtprune_utils.files import checksum, csv_text, read_json, write_atomically
+from mtprune_utils.files import PROJECT, checksum, csv_text, read_json, write_atomically
+from mtprune_utils.run import notebook
 from mtprune_utils.stages import retrain
 from mtprune_utils.stages._training import at_level
-from mtprune_utils.study import claims, statistics, tables
+from mtprune_utils.study import claims, statistics, store, tables
 from mtprune_utils.study.execute import execute, restore_weights
 from mtprune_utils.study.figures import fig5_claims, fig6_training_curves
 from mtprune_utils.study.grid import Experiment
@@ -614,6 +616,34 @@ def test_the_tables_hold_every_run(finished):
     records = [json.loads(line) for line in stored.splitlines()]
     assert [record["name"] for record in records] == [run.name for run in experiment.runs()]
     assert all(record["files"]["provenance.json"]["commit"] for record in records)
+
+
+def test_read_only_they_are_the_same_and_no_file_is_written(finished, tmp_path):
+    experiment, _, known = finished
+    found = tables.collect(experiment, tmp_path / "figures", write=False)
+    assert found.keys() == known.keys() and not (tmp_path / "figures").exists()
+    for name, table in known.items():
+        pd.testing.assert_frame_equal(found[name], table)
+
+
+def test_the_claims_notebook_opened_alone_writes_nothing_and_says_what_it_is_at(finished, tmp_path):
+    experiment, figures, _ = finished
+
+    def files():
+        found = (*figures.rglob("*.*"), *PROJECT.glob("figures/**/*.*"))
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    written = files()
+    parameters = {"profile": "smoke", "runs": str(experiment.root), "overrides": TINY}
+    executed = tmp_path / "alone.ipynb"
+    notebook.execute(store.figure_notebooks()["fig5_claims"], executed, parameters)
+    assert files() == written
+    assert [path.name for path in tmp_path.iterdir()] == ["alone.ipynb"]
+    outputs = [o for cell in nbformat.read(executed, 4).cells for o in cell.get("outputs", [])]
+    said = "".join(output.get("text", "") for output in outputs)
+    for line in ("reading the tables of 3 runs", "judging every comparison", "drawing "):
+        assert line in said
+    assert sum("image/png" in output.get("data", ()) for output in outputs) == 2
 
 
 def test_run_folders_laid_out_from_the_tables_are_those_that_were(finished, tmp_path):

@@ -138,6 +138,7 @@ def test_one_criterion_alone_is_judged_too(batch):
     place, _ = batch
     alone = {"criteria": ["taylor"], "seeds": 1, "controls.seeds": 0}
     parameters = {
+        "profile": "smoke",
         "runs": str(place / "runs"),
         "figures": str(place / "alone"),
         "overrides": json.dumps(alone),

@@ -416,7 +416,7 @@ def test_nothing_in_the_package_unpickles():
     "notebook, parameters, message",
     [
         ("01_train_dense", {"sed": 1}, "has no parameter 'sed': did you mean 'seed'?"),
-        ("01_train_dense", {"seed": "1"}, "'seed' takes a int, got '1'"),
+        ("01_train_dense", {"seed": "1"}, "'seed' takes a whole number, got '1'"),
         ("01_train_dense", {"profile": "smok"}, "unknown profile 'smok': did you mean 'smoke'?"),
         *((notebook.stem, {"data": "romms"}, "unknown data set 'romms'") for notebook in NOTEBOOKS),
         (
@@ -448,7 +448,7 @@ def test_nothing_in_the_package_unpickles():
         (
             "04_plot_fig1_iterative_pruning",
             {"overrides": {"crop": 96.5}},
-            "'crop' takes a int, got 96.5",
+            "'crop' takes a whole number, got 96.5",
         ),
     ],
 )
@@ -482,7 +482,7 @@ def test_the_command_line_refuses_it_too(tmp_path):
 
 @pytest.mark.parametrize(
     "parameters, message",
-    [({"sed": 1}, "did you mean 'seed'"), ({"seed": "one"}, "takes a int, got 'one'")],
+    [({"sed": 1}, "did you mean 'seed'"), ({"seed": "one"}, "takes a whole number, got 'one'")],
 )
 def test_papermill_itself_is_no_way_around_the_check(parameters, message, tmp_path):
     import papermill
@@ -512,9 +512,9 @@ def test_every_notebook_checks_what_papermill_injects():
     )
     with pytest.raises(ValueError, match="has no parameter 'rl'"):
         check_injected(["", declared, "# Parameters\nrl = 1\n"])
-    with pytest.raises(ValueError, match="'seed' takes a int, got 1.5"):  # edited in JupyterLab
+    with pytest.raises(ValueError, match="'seed' takes a whole number, got 1.5"):  # edited there
         check_injected(["", declared.replace("0  #", "1.5  #")])
-    with pytest.raises(ValueError, match="'lr' takes a float, got 'x'"):  # there, and run again
+    with pytest.raises(ValueError, match="'lr' takes a number, got 'x'"):  # there, and run again
         check_injected(["", declared, "x = 1", declared.replace("0.1", "'x'")])
 
 
@@ -523,8 +523,8 @@ def test_every_notebook_checks_what_papermill_injects():
     [
         ({"dense.stepz": 1}, "unknown setting 'dense.stepz': did you mean 'steps'"),
         ({"dense": 1}, "'dense' is a group of settings"),
-        ({"crop": "96"}, "'crop' takes a int, got '96'"),
-        ({"dense.steps": True}, "'dense.steps' takes a int, got True"),
+        ({"crop": "96"}, "'crop' takes a whole number, got '96'"),
+        ({"dense.steps": True}, "'dense.steps' takes a whole number, got True"),
         ({"dense.lr_schedule": "cosin"}, "lr_schedule must be constant or cosine, got 'cosin'"),
         ({"dense.evaluations": 0}, "evaluations must be from 1 to steps, got 0"),
         ({"scale": [1.0, 0.5]}, "scale must be"),
@@ -542,10 +542,10 @@ def test_every_notebook_checks_what_papermill_injects():
         ),
         ({"dense.weight_decay": -1}, "weight_decay must not be negative"),
         ({"dense.betas": [0.5, 2]}, "betas must lie between 0 and 1"),
-        ({"dense.betas": ["x", "y"]}, "'dense.betas' takes a float, got 'x'"),
+        ({"dense.betas": ["x", "y"]}, "'dense.betas' takes a number, got 'x'"),
         ({"scale": [1]}, "'scale' takes a list of 2 floats"),
-        ({"width": "wide"}, "'width' takes a float, got 'wide'"),
-        ({"criteria": [1]}, "'criteria' takes a str, got 1"),
+        ({"width": "wide"}, "'width' takes a number, got 'wide'"),
+        ({"criteria": [1]}, "'criteria' takes text, got 1"),
         ({"criteria": []}, "criteria must name at least one"),
         ({"criteria": ["taylor", "taylor"]}, "criteria must name at least one, and each once"),
         ({"tuning.lr": [1e-4, math.inf]}, r"tuning.lr must be \(low, high\)"),
@@ -743,7 +743,7 @@ def serving(command, folder):
         server.wait(60)
 
 
-def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
+def test_the_lab_shows_the_repository_to_this_machine_alone_and_asks_for_a_token(tmp_path):
     lines = subprocess.run(
         ["make", "-n", "lab"], cwd=PROJECT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -754,8 +754,21 @@ def test_the_lab_is_served_to_this_machine_alone_and_asks_for_a_token(tmp_path):
         url = f"http://127.0.0.1:{port}/api/contents"
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(url)
-        request = urllib.request.Request(url, headers={"Authorization": f"token {token}"})
-        assert b"01_train_dense.ipynb" in urllib.request.urlopen(request).read()
+        headers = {"Authorization": f"token {token}"}
+
+        def opened(path: str):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/{path}", headers=headers)
+            return urllib.request.urlopen(request)
+
+        assert opened("").url.endswith("/lab/tree/notebooks")  # where a reader begins
+        for path in ("notebooks/01_train_dense.ipynb", "mtprune_utils/criteria/taylor.py"):
+            assert PROJECT.joinpath(path).name in opened(f"api/contents/{path}").read().decode()
+        assert "README.md" in opened("api/contents").read().decode()
+        for hidden in (".git", ".venv"):  # nor what lies above
+            with pytest.raises(urllib.error.HTTPError, match="40[04]"):
+                opened(f"api/contents/{hidden}")
+        with pytest.raises(urllib.error.HTTPError, match="40[034]"):
+            opened("api/contents/%2e%2e")
         own = socket.gethostbyname(socket.gethostname())
         if not own.startswith("127."):
             with pytest.raises(OSError):

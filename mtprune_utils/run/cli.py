@@ -13,10 +13,15 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mtprune_utils
+from mtprune_utils import registry
 from mtprune_utils.files import csv_text, write_atomically
 from mtprune_utils.run import launch
+
+if TYPE_CHECKING:
+    from mtprune_utils.study import networks
 
 SHELLS = ("bash", "zsh", "tcsh")
 
@@ -39,6 +44,7 @@ def parser() -> argparse.ArgumentParser:
 
     one = add(vouch, "repeat committed runs by the code as it is: does it give the same numbers?")
     launch.add_experiment(one)
+    launch.add_plugin(one)
     compared = "what to compare with; default: the tables, or the code that made them"
     one.add_argument("--base", metavar="COMMIT", help=compared)
 
@@ -51,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     one = add(export, "write a pruned network as an ONNX file, or as a save_pretrained folder")
     _add_network(one)
     one.add_argument("target", help="*.onnx, or a folder")
+    launch.add_plugin(one)
     size = "of the ONNX file's images; default: as the network was measured"
     one.add_argument("--size", nargs=2, type=launch.job_count, metavar=("H", "W"), help=size)
 
@@ -91,7 +98,8 @@ def vouch(options: argparse.Namespace) -> int:
     from mtprune_utils.study.grid import Experiment
     from mtprune_utils.study.vouch import vouch
 
-    experiment = Experiment.open(options.profile, options.data, options.root, "runs")
+    where = (options.profile, options.data, options.root, "runs")
+    experiment = Experiment.open(*where, launch.with_plugin({}, options.plugin))
     for stamp in vouch(experiment, options.base):
         print(f"{stamp['stage']}: {stamp['to']} gives what {', '.join(stamp['from'])} gave")
     return 0
@@ -103,16 +111,26 @@ def plan(options: argparse.Namespace) -> int:
 
     launch.need_repository("plan")
     where = (options.profile, options.data, options.root, "runs")
-    experiment = Experiment.open(*where, options.overrides)
+    numbers = launch.with_plugin(options.overrides, options.plugin)
+    experiment = Experiment.open(*where, numbers)
     experiment.check()
     print(report(experiment, options.workers or WORKERS))
     return 0
 
 
+def _network(options: argparse.Namespace) -> "networks.Network":
+    """The network that a command is given; its backbone or tasks may be a plugin's."""
+    from mtprune_utils.study import networks
+
+    if options.plugin:
+        registry.load_plugin(options.plugin)
+    return networks.open_network(options.network, options.builder)
+
+
 def export(options: argparse.Namespace) -> int:
     from mtprune_utils.study import networks
 
-    network = networks.open_network(options.network, options.builder)
+    network = _network(options)
     size = tuple(options.size) if options.size else None
     print(f"Written: {networks.export(network, options.target, size)}")
     return 0
@@ -121,7 +139,7 @@ def export(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from mtprune_utils.study import networks
 
-    network = networks.open_network(options.network, options.builder)
+    network = _network(options)
     where = (options.data, options.root, options.split, options.profile, options.overrides)
     rows = networks.evaluate(network, *where)
     wide = [max(len(row[column]) for row in rows) for column in ("task", "metric")]

@@ -5,6 +5,8 @@
     python -m mtprune_utils.run.launch claims --profile study
     python -m mtprune_utils.run.launch refresh
 
+All but the last take --plugin my.py, entries of the registries of one's own: docs/code.md.
+
 `figures` drives Snakemake (see Snakefile), which runs `notebook` once for each job: here, or with
 `--on` on a cluster (see `cluster`). No torch is imported at the top: the runner of a job waits for
 its kernel and needs none.
@@ -24,6 +26,7 @@ import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mtprune_utils.files import (
     PROJECT,
@@ -35,6 +38,7 @@ from mtprune_utils.files import (
     write_json,
 )
 from mtprune_utils.processes import ENVIRONMENT, end_with_parent
+from mtprune_utils.registry import PLUGIN
 from mtprune_utils.run import cluster
 from mtprune_utils.run.notebook import (
     NotebookError,
@@ -563,6 +567,13 @@ def overrides(text: str) -> dict:
     return given
 
 
+def with_plugin(numbers: dict, plugin: str) -> dict:
+    """Overrides in which the plugin goes to every job, wherever that runs."""
+    place = Path(plugin).expanduser()
+    named = from_repository(place) if place.exists() else plugin
+    return {**numbers, PLUGIN: named} if plugin else numbers
+
+
 def job_count(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of jobs: 1 or more run at a time")
@@ -584,13 +595,23 @@ def add_experiment(
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """--overrides and --plugin, which `with_plugin` joins."""
     numbers = """numbers of the profile to replace, e.g. '{"dense.steps": 200}'"""
     parser.add_argument("--overrides", type=overrides, default={}, metavar="JSON", help=numbers)
+    add_plugin(parser)
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    what = "file or folder of criteria, data sets, backbones and so on of your own: docs/code.md"
+    parser.add_argument("--plugin", default="", metavar="PATH", help=what)
 
 
 def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """The batch's commands, and that of one notebook; `perform` does them."""
-    one = commands.add_parser("notebook", help="execute one notebook")
+    listed = (
+        "`papermill --help-notebook NOTEBOOK` lists the names of its parameters, and what they do"
+    )
+    one = commands.add_parser("notebook", help="execute one notebook", epilog=listed)
     one.add_argument("notebook")
     one.add_argument("output", help="where the executed notebook goes")
     one.add_argument(
@@ -598,6 +619,7 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     expected = "files that must be there afterwards"
     one.add_argument("--expect", nargs="*", default=[], metavar="FILE", help=expected)
+    add_plugin(one)
     packed = f"used by the Snakefile where no disk is shared: files, of which {cluster.PACKED} are"
     for name, what in (("unpack", "unpacked before"), ("pack", "packed afterwards")):
         one.add_argument(
@@ -664,9 +686,12 @@ def perform(options: argparse.Namespace) -> int:
     if options.command == "notebook":
         declared = notebook_parameters(options.notebook)
         texts = [name for name, (kind, _) in declared.items() if kind is str]  # they stay text
-        parameters = {
+        parameters: dict[str, Any] = {
             name: text if name in texts else parsed(text) for name, text in options.parameters
         }
+        if options.plugin:
+            given = parameters.get("overrides", {})
+            parameters["overrides"] = with_plugin(given, options.plugin)
         cluster.unpack(options.unpack)
         expected = [file for file in options.expect if file not in options.pack]
         code = run_notebook(options.notebook, options.output, parameters, expected, options.job)
@@ -679,6 +704,7 @@ def perform(options: argparse.Namespace) -> int:
         return 0
     own = ("profile", "data", "root", "overrides")
     settings = {name: getattr(options, name) for name in own}
+    settings["overrides"] = with_plugin(options.overrides, options.plugin)
     settings["runs"] = from_repository(options.runs)
     folder = from_repository(options.figures)
     if options.command == "figures":

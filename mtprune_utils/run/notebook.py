@@ -17,7 +17,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from mtprune_utils.files import PROJECT, write_atomically, write_json
+from mtprune_utils.files import KINDS, PROJECT, write_atomically, write_json
 from mtprune_utils.stages import stage_names
 from mtprune_utils.study import store
 
@@ -89,7 +89,7 @@ def _check_values(given: dict[str, Any], known: Declared, notebook: str) -> dict
         if declared is float and type(value) is int:
             value = float(value)
         if type(value) is not declared:
-            raise ValueError(f"{notebook}: {name!r} takes a {declared.__name__}, got {value!r}")
+            raise ValueError(f"{notebook}: {name!r} takes {KINDS[declared]}, got {value!r}")
         checked[name] = value
     return checked
 

@@ -692,12 +692,14 @@ def _retraining(evidence: Evidence) -> list[Claim]:
     return found
 
 
-def judge(evidence: Evidence) -> tuple[pd.DataFrame, pd.DataFrame]:
+def judge(
+    evidence: Evidence, table: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Table 1, one row per comparison: what its numbers say, and what that means for the paper.
 
-    And every cell of every comparison.
+    And every cell of every comparison. table: `premise`'s, where it is there already.
     """
-    table = premise(evidence)
+    table = premise(evidence) if table is None else table
     judged = comparisons(evidence, table["saved"])
     rows = [savings(table), *(claim.row() for claim in judged)]
     cells = pd.concat([claim.cells() for claim in judged], ignore_index=True)

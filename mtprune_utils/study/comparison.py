@@ -23,7 +23,7 @@ from mtprune_utils.study import statistics as stats
 from mtprune_utils.study.claims import Evidence
 from mtprune_utils.study.figures import grid_of_axes, legend_below
 from mtprune_utils.study.grid import UNIFORM, Experiment
-from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, ORANGE
+from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, INK, ORANGE
 
 # Arms that get the same training, whose networks are held against each other.
 FAMILIES = {"finetune": ("finetune", FINETUNE_SHUFFLED), "scratch": ("scratch",)}
@@ -187,7 +187,7 @@ def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure
                 rows = cell[cell["arm"] == arm]
                 y = np.array([names.index(name) for name in rows["criterion"]]) + places[arm]
                 errors = np.stack([rows["mean"] - rows["low"], rows["high"] - rows["mean"]])
-                face = colour if filled else "white"
+                face = colour if filled else "none"
                 axis.errorbar(
                     rows["mean"],
                     y,
@@ -200,7 +200,7 @@ def fig8_criteria(table: pd.DataFrame, sizes: tuple[float, ...]) -> tuple[Figure
                     label=label,
                 )
             for x in (0, 1):
-                axis.axvline(x, color="black", linewidth=0.8, linestyle=":")
+                axis.axvline(x, color=INK, linewidth=0.8, linestyle=":")
             axis.set_yticks(range(len(names)), names, fontsize=7)
             axis.set(title=f"{task}, {sizes[level]:.0%} of the parameters")
             axis.grid(axis="y", linewidth=0.3)

@@ -7,10 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from mtprune_utils.core import trainer
 from mtprune_utils.core.checkpoints import Checkpoints, Interrupted, random_state, set_random_state
 from mtprune_utils.core.data import Dataset
+from mtprune_utils.core.targets import IGNORE, Depth, ImageClass, Labels, Normals
+from mtprune_utils.core.task import Task
 from mtprune_utils.datasets import load_dataset
 from mtprune_utils.files import UNFINISHED, locked
 from mtprune_utils.stages._training import device_kind, device_of, set_up
@@ -25,7 +28,52 @@ def load_data(run: Run) -> Dataset:
     """The run's data set, as many images as its profile takes, on the CPU."""
     names = ("train_images", "test_images", "validation_share")
     images = {name: getattr(run.profile, name) for name in names}
-    return load_dataset(run.experiment.data, run.experiment.data_root, **images)
+    dataset = load_dataset(run.experiment.data, run.experiment.data_root, **images)
+    check_dataset(dataset)
+    return dataset
+
+
+def check_dataset(dataset: Dataset) -> None:
+    """Whether all is in the common form (`core.data`), as training and evaluation take for granted.
+
+    For data sets whose loader does not look. Raises ValueError, in one line, for what is not.
+    """
+    for part in ("train", "validation", "test"):
+        split = getattr(dataset, part)
+        image, where = split.image, f"{dataset.name}, {part}"
+        if image.dtype != torch.uint8 or image.dim() != 4 or image.shape[1] != 3:
+            raise ValueError(f"{where}: images are {_form(image)}, expected uint8 (N, 3, H, W)")
+        if split.targets.keys() != dataset.tasks.keys():
+            found, expected = (", ".join(names) for names in (split.targets, dataset.tasks))
+            raise ValueError(f"{where}: there are targets {found}, expected those of {expected}")
+        for name, task in dataset.tasks.items():
+            _check_target(split.targets[name], task, image, f"{where}: {name}")
+
+
+def _check_target(target: Tensor, task: Task, image: Tensor, where: str) -> None:
+    """Raises ValueError where a split's target is not of its task's kind. image: (N, 3, H, W)."""
+    count, _, height, width = image.shape
+    shapes = {
+        Labels: (count, height, width),
+        Depth: (count, 1, height, width),
+        Normals: (count, 3, height, width),
+        ImageClass: (count,),
+    }
+    kinds = [kind for kind in shapes if isinstance(task.target, kind)]
+    classes = isinstance(task.target, (Labels, ImageClass))
+    right = target.is_floating_point() != classes
+    if kinds and (target.shape != shapes[kinds[0]] or not right):
+        expected = f"{'whole numbers' if classes else 'floats'} {shapes[kinds[0]]}"
+        raise ValueError(f"{where} is {_form(target)}, expected {expected}")
+    if classes:
+        wrong = target[((target < 0) | (target >= task.channels)) & (target != IGNORE)]
+        if len(wrong):
+            most = f"0 to {task.channels - 1}, or {IGNORE} for what does not count"
+            raise ValueError(f"{where} has class {wrong[0].item()}, expected {most}")
+
+
+def _form(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def execute(run: Run, report: Report = print, wait: bool = False) -> None:

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
+from mtprune_utils import registry
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.evaluation import recalibrated
 from mtprune_utils.core.iterative import removal_plan
@@ -249,7 +250,8 @@ def saved_results(first: Experiment, figures: Path) -> dict[str, Experiment]:
     found = {first.label: first}
     for folder in sorted(figures.glob("*/results")):
         profile, _, data = folder.parent.name.partition("-")
-        if profile in PROFILES and data != "custom":
+        known = not data or data in registry.names("datasets")  # not "custom", nor a plugin's
+        if profile in PROFILES and known:
             other = Experiment(PROFILES[profile], data or "rooms", first.data_root, first.root)
             found.setdefault(other.label, other)
     return found

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, NullLocator
+from matplotlib.ticker import EngFormatter, FormatStrFormatter, LogLocator, MaxNLocator, NullLocator
 
 from mtprune_utils.core.data import Dataset, Split
 from mtprune_utils.core.settings import Profile
@@ -20,8 +20,19 @@ from mtprune_utils.core.task import Task
 from mtprune_utils.files import csv_text, write_atomically, write_json
 from mtprune_utils.study import statistics as stats, store
 from mtprune_utils.study.grid import Experiment
-from mtprune_utils.study.palette import BLUE, COLOURS, GRAY, GREEN, ORANGE, RED, style_of
+from mtprune_utils.study.palette import (
+    BLUE,
+    COLOURS,
+    GRAY,
+    GREEN,
+    INK,
+    ORANGE,
+    RED,
+    STYLE,
+    style_of,
+)
 
+plt.rcParams.update(STYLE)
 PACKAGES = ("pandas", "scipy", "matplotlib", "seaborn", "onnxruntime")
 DASHES = ("--", ":", "-.")  # of the runs that were tuned for each size, the largest first
 SIZES = {
@@ -32,7 +43,7 @@ SIZES = {
 }
 PUBLISHED = pd.DataFrame(  # read off the paper's Figures 1 and 3, approximately
     [
-        ("full model, published", "black", 84.13e6, 0.468, 0.27, 18.35),
+        ("full model, published", INK, 84.13e6, 0.468, 0.27, 18.35),
         ("Taylor, iterative, published", ORANGE, 14.2e6, 0.36, 0.39, 18.65),
         ("Taylor, from scratch, published", ORANGE, 14.4e6, 0.42, 0.34, 18.1),
         ("CosPrune, from scratch, published", BLUE, 14.4e6, 0.44, 0.31, 18.1),
@@ -112,13 +123,7 @@ def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
     whole = [name for name, task in dataset.tasks.items() if not task.target.of_pixels]
     rows = ["image", *(name for name in dataset.tasks if name not in whole)]
     shape = split.image.shape[2] / split.image.shape[3]
-    figure, axes = plt.subplots(
-        len(rows),
-        count,
-        figsize=(2.2 * count, 2.2 * len(rows) * shape + 0.3),
-        layout="constrained",
-        squeeze=False,
-    )
+    figure, axes = grid_of_axes(len(rows), count, 2.2, 2.2 * shape + 0.3 / len(rows))
     for i, column in enumerate(axes.T):
         named = (dataset.tasks[name].classes[split.targets[name][i]] for name in whole)
         column[0].set_title(" / ".join(named), fontsize="small")
@@ -127,7 +132,7 @@ def show_samples(split: Split, dataset: Dataset, count: int = 4) -> Figure:
             if name != "image":
                 shown = picture(split.targets[name][i], dataset.tasks[name])
             axis.imshow(**shown, interpolation="nearest")
-            axis.set(xticks=[], yticks=[])
+            axis.set(xticks=[], yticks=[], facecolor="white")  # of what is invalid
             if i == 0:
                 axis.set_ylabel(name)
     return figure
@@ -210,7 +215,8 @@ def show_curve(curve: pd.DataFrame) -> Figure:
         axis.plot(curve["step"], curve[trained], "--", color=GRAY, label="training")
         axis.plot(curve["step"], curve[loss], **blue, label="validation")
         axis.plot(kept["step"], kept[loss], "o", **blue, fillstyle="none", label="kept")
-        axis.set(title=task, xlabel="step", ylabel="loss")
+        axis.set(title=task, ylabel="loss")
+        _count_axis(axis, "step")
     axes[0, 0].legend()
     return figure
 
@@ -223,7 +229,8 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
         for phase, marker in (("removed", "v"), ("recovered", "o")):
             rows = evaluations[evaluations["phase"] == phase]
             axis.plot(rows["step"], rows[metric], marker, markersize=3, label=phase)
-        axis.set(title=name, xlabel="step")
+        axis.set(title=name)
+        _count_axis(axis, "step")
     axes[0, 0].legend()
     return figure
 
@@ -231,9 +238,20 @@ def show_recovery(evaluations: pd.DataFrame, tasks: dict[str, Task]) -> Figure:
 def grid_of_axes(
     rows: int, columns: int, width: float, height: float, **more
 ) -> tuple[Figure, np.ndarray]:
-    """A figure of so many panels, each of that size in inches, and their axes as a table."""
+    """A figure of so many panels, each of that size in inches, and their axes as a table.
+
+    The page is seen behind it, light or dark. It has no frame rather than a transparent one, which
+    a notebook would put into a white box.
+    """
     size = (width * columns, height * rows)
-    return plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **more)
+    more |= {"layout": "constrained", "squeeze": False, "frameon": False}
+    return plt.subplots(rows, columns, figsize=size, **more)
+
+
+def _count_axis(axis, label: str) -> None:
+    """Of steps and the like: ticks at whole numbers."""
+    axis.set(xlabel=label)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def size_axis(axis, label: str) -> None:
@@ -337,7 +355,7 @@ def _panels_by_size(
                 drawn = _draw_criterion(axis, size, metric, runs, of_criterion, sizes)
                 names = {"size": size, "metric": metric, "criterion": criterion}
                 data += [part.assign(**names, **levels) for part in drawn]
-            for (level, value), colour in zip(levels.items(), ("black", RED)):
+            for (level, value), colour in zip(levels.items(), (INK, RED)):
                 label = level.replace("_", " ")
                 axis.axhline(value, color=colour, linewidth=0.8, linestyle=":", label=label)
             if published and size == "parameters":
@@ -452,12 +470,7 @@ def fig4_speedup(table: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
             ]
             ends = [1, table["theoretical"].max()]
             axis.plot(
-                ends,
-                ends,
-                color="black",
-                linewidth=0.8,
-                linestyle=":",
-                label="in proportion to MACs",
+                ends, ends, color=INK, linewidth=0.8, linestyle=":", label="in proportion to MACs"
             )
             for (criterion, network), line in panel.groupby(["criterion", "network"], sort=False):
                 colour, label, _ = style_of(criterion)
@@ -555,7 +568,7 @@ def _draw_cells(axis, cells: pd.DataFrame, rule: str, margin: float) -> None:
     null = 0.5 if rule == "half" else 0.0
     if rule != "half":
         axis.axvspan(-margin, margin, color=GRAY, alpha=0.15, linewidth=0)
-    axis.axvline(null, color="black", linewidth=0.8)
+    axis.axvline(null, color=INK, linewidth=0.8)
     for i, (_, cell) in enumerate(cells.iterrows()):
         colour = OUTCOMES[cell["outcome"]]
         axis.plot([cell["low"], cell["high"]], [i, i], color=colour, linewidth=1)
@@ -631,11 +644,12 @@ def fig7_tuning(trials: pd.DataFrame, profile: Profile) -> tuple[Figure, pd.Data
 
 def show_trials(trials: pd.DataFrame) -> Figure:
     """A search: the loss of every trial in its order, and over learning rate and weight decay."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    figure, (axes,) = grid_of_axes(1, 2, 4.5, 3.2)
     finished = trials[trials["state"] == "complete"]
     axes[0].plot(finished["trial"], finished["loss"], "o")
     axes[0].plot(finished["trial"], finished["loss"].cummin(), color=GRAY, label="best so far")
-    axes[0].set(xlabel="trial", ylabel="validation loss")
+    axes[0].set(ylabel="validation loss")
+    _count_axis(axes[0], "trial")
     axes[0].legend()
     marks = axes[1].scatter(
         finished["lr"], finished["weight_decay"], c=finished["loss"], cmap="viridis_r"

@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -52,13 +52,21 @@ class Experiment:
     data: str = "rooms"
     data_root: str = ""  # where the data set lies; the embedded one needs none
     root: Path = Path("runs")
+    plugin: str = ""  # where entries of the reader's own lie: `registry.load_plugin`
 
     @classmethod
     def open(
         cls, profile: str, data: str, root: str, runs: str, overrides: dict | None = None
     ) -> "Experiment":
-        """From a notebook's parameters. A relative `runs` starts at the repository."""
-        return cls(get_profile(profile, overrides), data, root, PROJECT / runs)
+        """From a notebook's parameters. A relative `runs` starts at the repository.
+
+        Of the overrides, `registry.PLUGIN` is no number of the profile: it goes wherever they go,
+        so that every job of a batch finds the same entries.
+        """
+        numbers = dict(overrides or {})
+        if plugin := numbers.pop(registry.PLUGIN, ""):
+            registry.load_plugin(plugin)
+        return cls(get_profile(profile, numbers), data, root, PROJECT / runs, plugin)
 
     @cached_property
     def data_digest(self) -> str:
@@ -102,6 +110,8 @@ class Experiment:
             words.append(f"DATA={self.data}")
         if self.data_root:
             words.append(f"ROOT={shlex.quote(self.data_root)}")
+        if self.plugin:
+            words.append(f"PLUGIN={shlex.quote(self.plugin)}")
         own, used = (flat(asdict(p)) for p in (get_profile(self.profile.name), self.profile))
         if changed := {key: value for key, value in used.items() if value != own[key]}:
             words.append(f"OVERRIDES={shlex.quote(json.dumps(changed))}")
@@ -140,10 +150,13 @@ class Experiment:
             f"see by `make vouch PROFILE={self.profile.name}{data}` if the numbers are equal"
         )
 
-    def check_codes(self, codes: Iterable[tuple["Run", str]]) -> None:
+    def check_codes(
+        self, codes: Iterable[tuple["Run", str]], report: Callable[[str], None] | None = None
+    ) -> None:
         """Say which results, shown together, are of other code; each is given with its digest.
 
-        Raises ValueError where some of a stage are of the present code and others are not.
+        report: takes a line for each stage; by default they go to standard error. Raises
+        ValueError where some of a stage are of the present code and others are not.
         """
         refusals: dict[str, dict[bool, str]] = {}
         for run, code in codes:
@@ -154,7 +167,8 @@ class Experiment:
                 several = f"{stage} runs of several codes are not shown together"
                 raise ValueError(f"{several}. Some are {found[True]}")
             if True in found:
-                print(f"{stage} runs are {found[True]}", file=sys.stderr)
+                line = f"{stage} runs are {found[True]}"
+                report(line) if report else print(line, file=sys.stderr)
 
     # --- single runs: each raises ValueError for an unknown cell ---
 

@@ -6,6 +6,8 @@ which WCAG 2.1 asks of graphics. `tests/test_explore.py` checks both. Where more
 are drawn, dashes tell them apart too.
 """
 
+from cycler import cycler
+
 from mtprune_utils import registry
 
 ORANGE, BLUE, GREEN, GRAY = "#DD7700", "#3366AA", "#00AA66", "#666666"
@@ -13,6 +15,13 @@ RED, PURPLE, PINK = "#CC0022", "#8811FF", "#FF33EE"
 COLOURS = (ORANGE, BLUE, GREEN, RED, PURPLE, PINK, GRAY)
 SEQUENTIAL = "cividis"  # the same order to every eye (Nuñez, Anderton and Renslow, 2018)
 INK = "#767676"  # text of a picture that does not know its page: 4.5 to white, 4.2 to #111
+STYLE = {  # matplotlib's settings for figures without a background: see `figures.grid_of_axes`
+    "axes.facecolor": "none",
+    "legend.edgecolor": "inherit",
+    "axes.prop_cycle": cycler(color=COLOURS),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+}
 CRITERIA = {
     "taylor": (ORANGE, "Taylor"),
     "cosprune": (BLUE, "CosPrune"),

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -25,7 +24,7 @@ from mtprune_utils.core.targets import Depth, ImageClass, Labels, Normals
 from mtprune_utils.core.task import Task
 from mtprune_utils.stages._training import device_of
 from mtprune_utils.study.figures import grid_of_axes, legend_below, panels, picture, size_axis
-from mtprune_utils.study.palette import GRAY, INK, SEQUENTIAL, style_of
+from mtprune_utils.study.palette import GRAY, SEQUENTIAL, style_of
 
 # What an error map shows as its darkest, and what that is.
 ERRORS = {
@@ -121,23 +120,20 @@ def film(
     columns = {"true": images.targets, **predictions}
     each = 1 + with_errors
     across, down = len(columns) + 1, max(each * len(drawn), 1)
-    figure, axes = plt.subplots(
-        down, across, figsize=(1.35 * across, 1.5 * down), layout="constrained", squeeze=False
-    )
-    words = {"fontsize": 8, "color": INK}
+    figure, axes = grid_of_axes(down, across, 1.35, 1.5)
     axes[0, 0].imshow(images.image[i].permute(1, 2, 0).numpy(), interpolation="nearest")
-    axes[0, 0].set_title("image", **words)
+    axes[0, 0].set_title("image", fontsize=8)
     for axis, column in zip(axes[0, 1:], columns):
-        axis.set_title(column, **words)
+        axis.set_title(column, fontsize=8)
     for row, below, (name, task) in zip(axes[::each], axes[each - 1 :: each], drawn.items()):
         limits = limits_of(images.targets[name][i], task)
-        row[1].set_ylabel(name, **words)
+        row[1].set_ylabel(name, fontsize=8)
         for axis, of in zip(row[1:], columns.values()):
             axis.imshow(pixels(of[name][i], task, limits), interpolation="nearest")
         if not with_errors:
             continue
         worst, said = next(ERRORS[kind] for kind in ERRORS if isinstance(task.target, kind))
-        below[2].set_ylabel(said, **words)
+        below[2].set_ylabel(said, fontsize=8)
         for axis, of in zip(below[2:], predictions.values()):
             wrong = errors(of[name][i], images.targets[name][i], task)
             axis.imshow(wrong, cmap="Reds", vmin=0, vmax=worst, interpolation="nearest")
@@ -199,7 +195,7 @@ def show_survival(layers: pd.DataFrame) -> Figure:
     widths = layers.pivot(index="removal", columns="layer", values="width")
     gap = 0.04 * widths.iloc[0].sum()  # room for a line of text
     top = (widths.sum(axis=1) + gap * (widths.shape[1] - 1)).to_numpy() / 2
-    figure, axis = plt.subplots(figsize=(8, 4.2), layout="constrained")
+    figure, ((axis,),) = grid_of_axes(1, 1, 8, 4.2)
     colours = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.05, 0.95, widths.shape[1]))
     for colour, (layer, left) in zip(colours, widths.items()):
         bottom = top - left.to_numpy()

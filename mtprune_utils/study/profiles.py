@@ -16,6 +16,7 @@ import typing
 
 from mtprune_utils import registry
 from mtprune_utils.core.settings import Controls, Optimization, Profile, Pruning, Tuning, check
+from mtprune_utils.files import KINDS
 from mtprune_utils.registry import known
 from mtprune_utils.stages import retrain
 
@@ -256,5 +257,5 @@ def _checked(key: str, value, hint):
     if float in allowed and type(value) is int:
         value = float(value)
     if type(value) not in allowed:
-        raise ValueError(f"{key!r} takes a {allowed[0].__name__}, got {value!r}")
+        raise ValueError(f"{key!r} takes {KINDS[allowed[0]]}, got {value!r}")
     return value

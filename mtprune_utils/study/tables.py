@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +30,15 @@ from mtprune_utils.study.store import (
 from mtprune_utils.stages import stage_names
 
 
-def collect(experiment: Experiment, figures: Path) -> dict:
+def collect(
+    experiment: Experiment,
+    figures: Path,
+    write: bool = True,
+    report: Callable[[str], None] | None = None,
+) -> dict:
     """Bring the tables up to date with the run folders, and read them.
 
+    write: whether the files are brought up to date too. report: see `Experiment.check_codes`.
     Returns {"<stage>_<table>": data frame}, with each run's cell (criterion, seed, level, arm) in
     front. Runs that are not of the experiment's grid, because a number has changed since, are
     dropped. Raises FileNotFoundError if no run is finished, and ValueError, before anything is
@@ -56,7 +63,7 @@ def collect(experiment: Experiment, figures: Path) -> dict:
         name, command = experiment.profile.name, experiment.command
         nothing = f"no run of {name} is finished, and no table of it is here"
         raise FileNotFoundError(f"{nothing}: run `{command}`")
-    experiment.check_codes(codes)
+    experiment.check_codes(codes, report)
     tables = {}
     for name, texts in parts.items():
         rows = [
@@ -65,11 +72,11 @@ def collect(experiment: Experiment, figures: Path) -> dict:
             for row in csv.DictReader(io.StringIO(text))
         ]
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        if rows:
+        if rows and write:
             write_atomically(folder / f"{name}.csv", csv_text(rows, columns).encode())
         tables[name] = _with_cells(texts)
-    # Last: it names no run whose rows are not there.
-    write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())
+    if write:  # last: it names no run whose rows are not there
+        write_atomically(folder / RECORDS, ("\n".join(lines) + "\n").encode())
     return tables
 
 
