@@ -158,11 +158,12 @@ class Bar:
         from tqdm.auto import tqdm as tqdm_here
 
         options = {"total": total, "desc": name, "unit": " steps", "leave": False}
-        self.terminal = None
+        self.terminal, self.seen = None, True
         if JOB in os.environ:
             self.terminal = os.fdopen(os.dup(standard_output()), "w")  # the launcher's too
-            hidden = not self.terminal.isatty()
-            self.bar = tqdm(file=self.terminal, dynamic_ncols=True, disable=hidden, **options)
+            self.seen = self.terminal.isatty()
+            own = {"dynamic_ncols": True, "disable": not self.seen}
+            self.bar = tqdm(file=self.terminal, **own, **options)
         else:
             self.bar = tqdm_here(mininterval=0.5, display=False, **options)
             self.output = display(self.bar.container, display_id=True)
@@ -185,5 +186,5 @@ class Bar:
             self.output.update({"text/plain": line}, raw=True)
             return
         print(line)
-        if not self.bar.disable:
+        if self.seen:
             print(line, file=self.terminal, flush=True)
