@@ -535,7 +535,7 @@ def launcher(repository, environment=None, **overrides):
     )
 
 
-def in_terminal(command, folder, keys=lambda said: b"", seconds=100, **environment):
+def in_terminal(command, folder, keys=lambda said: b"", seconds=180, **environment):
     """The exit code of a command in a pseudo-terminal, and all that it wrote there.
 
     keys: told what is written so far, says what is typed next.
