@@ -4,11 +4,14 @@ import errno
 import hashlib
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -403,12 +406,14 @@ def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name
 STAGE_CELL = """\
 import os, time
 from pathlib import Path
+from mtprune_utils.run.progress import JOB, tell
 from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.study.grid import Experiment
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
 run = experiment.{run}
 assert all(run.done for run in run.inputs)
 Path("pid").write_text(str(os.getpid()))
+tell(os.environ.get(JOB), "at", step=3, total=4, said="half of it")
 if Path("slow").exists():
     time.sleep(600)
 if Path("broken").exists():
@@ -511,18 +516,14 @@ def repository(finished_repository, tmp_path):
     return shutil.copytree(finished_repository[0], tmp_path / "repository")
 
 
-def launcher(repository, environment=None, **overrides):
+def batch_command(overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "figures",
-        "--profile",
-        "smoke",
-        "--overrides",
-        overrides,
-    ]
+    program = [sys.executable, "-m", "mtprune_utils.run.launch", "figures"]
+    return [*program, "--profile", "smoke", "--overrides", overrides]
+
+
+def launcher(repository, environment=None, **overrides):
+    command = batch_command(overrides)
     environment = (environment or os.environ) | {"PYTHONPATH": str(repository)}  # kernels', too
     return subprocess.Popen(
         command,
@@ -532,6 +533,33 @@ def launcher(repository, environment=None, **overrides):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
+
+
+def in_terminal(command, folder, keys=lambda said: b"", seconds=180, **environment):
+    """The exit code of a command in a pseudo-terminal, and all that it wrote there.
+
+    keys: told what is written so far, says what is typed next.
+    """
+    pid, terminal = pty.fork()
+    if not pid:
+        os.chdir(folder)
+        termios.tcsetwinsize(1, (40, 120))
+        os.environ.update(environment, TERM="xterm-256color")
+        for name in ("COLUMNS", "LINES"):
+            os.environ.pop(name, None)
+        os.environ.pop("CI", None)
+        os.execv(command[0], command)
+    said, end = "", time.monotonic() + seconds
+    try:
+        while True:
+            assert time.monotonic() < end, said
+            if select.select([terminal], [], [], 0.2)[0]:
+                said += os.read(terminal, 65536).decode(errors="replace")
+            os.write(terminal, keys(said))
+    except OSError:  # it has ended
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said
+    finally:
+        os.close(terminal)  # which ends it otherwise
 
 
 def finish_batch(repository, environment=None, **overrides):
@@ -735,6 +763,36 @@ def test_stopped_batch_leaves_no_process_and_resumes(repository, signum, code):
     result = finish_batch(repository, **CHANGE)
     assert result.returncode == 0
     assert "3 jobs to do, 5 finished earlier" in result.stdout
+
+
+def test_a_terminal_shows_bars_and_is_left_clean(repository):
+    """Stopped by Ctrl-C, then to its end."""
+    command, own = batch_command(CHANGE), {"PYTHONPATH": str(repository)}
+    at_work = "retrain taylor seed 0 level 0 scratch"
+    row = re.compile(rf"{at_work} .*━.* 3/4 .*half of it")
+    (repository / "slow").touch()
+    # By which the plan would reckon with the networks that the copy lacks.
+    (repository / "figures" / "smoke-custom" / store.TIMINGS).unlink()
+    typed = []
+
+    def keys(said):
+        if row.search(said) and not typed:
+            typed.append(b"\x03")
+            return typed[0]
+        return b""
+
+    code, said = in_terminal(command, repository, keys, **own)
+    assert code == 130 and typed, said
+    hidden, cursor, after = said.rpartition("\x1b[?25h")
+    assert "\x1b[?25l" in hidden and cursor and "\x1b[?25l" not in after, "it has its cursor again"
+    end = [line.strip() for line in after.split("\n")]
+    assert end[-3:] == ["Stopping the running jobs ...", f"Stopped. {launch.RESUME}", ""]
+    (repository / "slow").unlink()
+    code, said = in_terminal(command, repository, **own)
+    assert code == 0 and "0 of 3 jobs finished, 1 running" in said
+    assert "3 jobs to do, 5 finished earlier" in said and f"[1/3] {at_work}  done in" in said
+    after = said.rpartition("\x1b[?25h")[2]
+    assert "━" not in after and "Done in" in after and "fig5_claims.png" in after
 
 
 def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):

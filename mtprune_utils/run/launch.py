@@ -18,6 +18,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -47,6 +48,18 @@ from mtprune_utils.run.notebook import (
     notebook_parameters,
     refresh_notebooks,
 )
+from mtprune_utils.run.progress import (
+    ELSEWHERE,
+    EVENT,
+    EVERY,
+    HERE,
+    JOB,
+    Running,
+    Screen,
+    duration,
+    on_terminal,
+    tell,
+)
 from mtprune_utils.stages import stage_names
 from mtprune_utils.study import store
 
@@ -54,10 +67,9 @@ STAGES = (*stage_names(), "figure")
 RETRIES = 1  # of a failed job
 RESUME = "Run the same command again to resume: what is finished stays finished."
 CLAIMS = "fig5_claims"  # the figure whose notebook judges them
+# What Snakemake says of a job that could not tell its end itself.
+KILLED = re.compile(r" --job ('[^']+'|\S+) .* died with <Signals\.(\w+)")
 NO_GPU = ("", "-1")  # in CUDA_VISIBLE_DEVICES
-# Precedes what jobs tell the launcher, among Snakemake's own lines: a control character, so that
-# no path that Snakemake names is taken for it.
-EVENT = "\x1emtprune: "
 
 
 def visible_gpus() -> list[str]:
@@ -111,6 +123,7 @@ def run_notebook(
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    os.environ[JOB] = job or ""  # the kernel tells of it
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
@@ -129,6 +142,8 @@ def run_notebook(
         print(f"{error}\nSee {failed}" if Path(failed).exists() else error, file=sys.stderr)
         return 1
     except (SystemExit, KeyboardInterrupt):  # from main's handlers of signals
+        seconds, why = time.monotonic() - start, "stopped from outside (a time limit?)"
+        tell(job, "failure", seconds=seconds, error=f"{why}; its checkpoint is kept")
         again = "Run it again: it goes on from its last checkpoint, if it has one"
         print(f"{Path(notebook).name}: stopped. {again}", file=sys.stderr)
         raise
@@ -138,28 +153,17 @@ def run_notebook(
     return 0
 
 
-def tell(job: str | None, event: str, **more) -> None:
-    """Tell the launcher, by a line on standard output, which Snakemake passes on.
-
-    (Not from another machine.)
-    """
-    if not job:
-        return
-    line = f"{EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
-    if cluster.EVENTS in os.environ:
-        cluster.put_event(line)
-    else:
-        os.write(sys.stdout.fileno(), line.encode())  # in one piece, whatever the other jobs write
-
-
 # --- the batch ---
 
 
 class Progress:
     """What the launcher knows of its jobs.
 
-    It prints a line on each as it starts and ends, and a summary at the end.
+    It prints a line on each as it starts and ends, and a summary at the end. With a `screen` a
+    table is shown of those at work, below the lines.
     """
+
+    screen: Screen | None = None
 
     def __init__(self, timings: Path, at_once: str, retries: int = RETRIES):
         self.timings, self.at_once, self.retries = timings, at_once, retries
@@ -167,9 +171,10 @@ class Progress:
         self.jobs: list[str] = []  # every job of the profile, finished or not
         self.figures: list[str] = []
         self.total = self.finished = 0
-        self.running: set[str] = set()
+        self.running: dict[str, Running] = {}
         self.failed: dict[str, dict] = {}
         self.attempts: dict[str, int] = {}
+        self.took: dict[str, float] = {}  # seconds of those done in this batch
         self.seconds: dict[str, float] = {}  # of every job, also of earlier batches
         if self.timings.exists():
             self.seconds = {row["job"]: float(row["seconds"]) for row in read_table(self.timings)}
@@ -181,8 +186,11 @@ class Progress:
         except ValueError:  # Snakemake's own
             if row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
                 self.total += int(row[2])
+            elif (dead := KILLED.search(line)) and (job := shlex.split(dead[1])[0]) in self.running:
+                seconds = time.monotonic() - self.running[job].since
+                self.failure(job, seconds, f"killed from outside by {dead[2]} (out of memory?)")
             return
-        take_in = (self.grid, self.started, self.done, self.failure)
+        take_in = (self.grid, self.started, self.at, self.done, self.failure)
         {method.__name__: method for method in take_in}[event.pop("event")](**event)
 
     def recall(self, line: str) -> None:
@@ -198,16 +206,21 @@ class Progress:
         if not self.attempts:
             earlier = len(self.jobs) - self.total
             count = f"{self.total} jobs to do, {earlier} finished earlier"
-            print(f"{count}; {self.at_once}", flush=True)
+            self.print(f"{count}; {self.at_once}")
         self.attempts[job] = self.attempts.get(job, 0) + 1
-        self.running.add(job)
-        self.say(job, "started")
+        self.running[job] = Running(time.monotonic())
+        if not self.screen:  # which shows it
+            self.say(job, "started")
+
+    def at(self, job: str, step: int, total: int, said: str) -> None:
+        if job in self.running:
+            self.running[job].at(step, total, said)
 
     def done(self, job: str, seconds: float) -> None:
-        self.running.discard(job)  # it may be another attempt's word
+        self.running.pop(job, None)  # it may be another attempt's word
         self.failed.pop(job, None)
         self.finished += 1
-        self.seconds[job] = seconds
+        self.seconds[job] = self.took[job] = seconds
         rows = [
             f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n"
             for name in self.jobs
@@ -217,16 +230,32 @@ class Progress:
         elapsed = duration(time.monotonic() - self.start)
         self.say(job, f"done in {duration(seconds)}   (elapsed {elapsed})")
 
-    def failure(self, job: str, seconds: float, error: str, notebook: str) -> None:
-        self.running.discard(job)
+    def failure(self, job: str, seconds: float, error: str, notebook: str = "none") -> None:
+        self.running.pop(job, None)
         self.failed[job] = {"error": error, "notebook": notebook}
-        left = self.retries + 1 - self.attempts.get(job, 1)
+        left = self.left(job)
         again = ", trying once more" if left == 1 else f", {left} tries left" if left > 1 else ""
-        self.say(job, f"FAILED after {duration(seconds)}{again}: {error}")
+        self.say(job, f"FAILED after {duration(seconds)}{again}: {error}", bad=True)
 
-    def say(self, job: str, what: str) -> None:
+    def left(self, job: str) -> int:
+        """How often a job that has failed is still tried."""
+        return self.retries + 1 - self.attempts.get(job, 1)
+
+    def given_up(self, job: str) -> bool:
+        return job in self.failed and job not in self.running and self.left(job) < 1
+
+    def say(self, job: str, what: str, bad: bool = False) -> None:
         done = f"{self.finished:{len(str(self.total))}}/{self.total}"
-        print(f"[{done}] {job}  {what}", flush=True)
+        self.print(f"[{done}] {job}  {what}", bad)
+
+    def print(self, line: str, bad: bool = False) -> None:
+        if self.screen:
+            self.screen.say(line, bad)
+        else:
+            print(line, flush=True)
+
+    def showing(self) -> contextlib.AbstractContextManager:
+        return self.screen.showing(self) if self.screen else contextlib.nullcontext()
 
     def summary(self) -> str:
         lines = [f"Done in {duration(time.monotonic() - self.start)}."]
@@ -268,14 +297,6 @@ def choose_cache() -> None:
     except (OSError, RuntimeError):  # no home, or a file in its place
         pass
     os.environ["MTPRUNE_CACHE"] = str((PROJECT / "runs" / ".cache").resolve())
-
-
-def duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
 def shown(path: str | Path) -> str:
@@ -400,6 +421,9 @@ def make_figures(
         else:
             jobs = jobs or os.cpu_count() or 1
             progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
+        if on_terminal():
+            most = jobs or elsewhere.settings.get("jobs", 1)
+            progress.screen = Screen.of(experiment, place, most)
         command = snakemake_command(folder / "batch.json", where)
         code = _drive(command, folder / "snakemake.log", progress, lock, elsewhere)
         if code == 0 and timings.exists():  # beside the figures, for the README's table
@@ -494,6 +518,8 @@ def _drive(
     environment = os.environ | {"PYTHONUTF8": "1"}
     if elsewhere:
         environment |= elsewhere.environment
+    if progress.screen:
+        environment[EVERY] = str(ELSEWHERE if elsewhere else HERE)
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it
@@ -513,7 +539,7 @@ def _drive(
     assert process.stdout is not None  # a pipe, see above
     said = cluster.with_events(process.stdout, elsewhere.events) if elsewhere else process.stdout
     try:
-        with log.open("w", encoding="utf-8") as file:
+        with log.open("w", encoding="utf-8") as file, progress.showing():
             for line in said:
                 file.write(line)
                 file.flush()

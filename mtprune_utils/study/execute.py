@@ -2,7 +2,6 @@
 
 import errno
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,12 +15,12 @@ from mtprune_utils.core.targets import IGNORE, Depth, ImageClass, Labels, Normal
 from mtprune_utils.core.task import Task
 from mtprune_utils.datasets import load_dataset
 from mtprune_utils.files import UNFINISHED, locked
+from mtprune_utils.run.phases import Phase, Report, Watched
 from mtprune_utils.stages._training import device_kind, device_of, set_up
 from mtprune_utils.study import store
 from mtprune_utils.study.grid import Run
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
-Report = Callable[[str], None]
 
 
 def load_data(run: Run) -> Dataset:
@@ -76,21 +75,23 @@ def _form(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
-def execute(run: Run, report: Report = print, wait: bool = False) -> None:
+def execute(run: Run, report: Report | None = None, wait: bool = False) -> None:
     """Do the run, and first whatever it starts from, unless it is finished.
 
+    report: told what it says; by default each phase has a bar in a notebook (see `phases`).
     An interrupted one goes on where it was. Waits for a process that is at what it starts from;
     with `wait`, also for one that is at the run itself, else raises ValueError, as it does where a
     part of the chain was finished by other code. Raises in one line what a run can fail of:
     RuntimeError (memory, a loss that is not finite, an interruption) or OSError (the disk).
     """
     run.experiment.check()
-    run.invalidate_if_corrupt(report)
+    phase = Phase(run, report)
+    run.invalidate_if_corrupt(phase.say)
     if run.done:
         if outdated := run.outdated():
             raise ValueError(outdated)
         shutil.rmtree(run.path("checkpoints"), ignore_errors=True)  # killed before it could
-        report(f"{run.stage} {run.name}: finished before, nothing to do")
+        phase.say(f"{run.stage} {run.name}: finished before, nothing to do")
         return
     # Before the run: the code may be edited while it lasts.
     profile, origin = run.profile, store.origin_of(run)
@@ -100,14 +101,15 @@ def execute(run: Run, report: Report = print, wait: bool = False) -> None:
     same = [run.name, *(origin[key] for key in ("code", "threads", "device"))]
     same = " ".join(map(str, (*same, torch.cuda.device_count(), torch.__version__)))
     place = run.path("checkpoints")
-    checkpoints = Checkpoints(place, profile.checkpoint_seconds, same, report)
+    checkpoints = Watched(place, profile.checkpoint_seconds, same, phase)
     try:
-        with locked(run.lock_file, f"{run.stage} {run.name}", wait, report):
+        with locked(run.lock_file, f"{run.stage} {run.name}", wait, phase.say):
             for upstream in run.inputs:
                 execute(upstream, report, wait=True)
             with checkpoints.stopping():
                 if not run.done:  # by another process, meanwhile
-                    _perform(run, origin, report, checkpoints)
+                    with phase:
+                        _perform(run, origin, phase.say, checkpoints)
                 if checkpoints.stop:  # asked for too late for a checkpoint
                     finished = f"{run.stage} {run.name} finished"
                     raise Interrupted(f"stopped, with {finished}: run it again to go on")
@@ -159,13 +161,13 @@ def _perform(run: Run, origin: dict, report: Report, checkpoints: Checkpoints) -
     checkpoints.clear()
 
 
-def execute_missing(runs: list[Run], report: Report = print) -> None:
+def execute_missing(runs: list[Run], report: Report | None = None) -> None:
     """For a figure: make what is missing of smoke; of a larger profile, say what makes it.
 
     Raises FileNotFoundError in the latter case, and ValueError for runs of several codes.
     """
     for run in runs:
-        run.invalidate_if_corrupt(report)
+        run.invalidate_if_corrupt(report or print)
     experiment = runs[0].experiment
     experiment.check_codes((run, run.marker["code"]) for run in runs if run.done)
     missing = [run for run in runs if not run.done]
