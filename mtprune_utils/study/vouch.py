@@ -230,6 +230,7 @@ def _answer(process: subprocess.Popen):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line. Returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
