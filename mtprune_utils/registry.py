@@ -15,8 +15,8 @@ NAME = PACKAGE.name
 def names(registry: str) -> tuple[str, ...]:
     """The entries' names, without importing them; files that begin with an underscore are none.
 
-        >>> names("rankings")
-        ('global', 'lamp', 'layer')
+    >>> names("rankings")
+    ('global', 'lamp', 'layer')
     """
     return tuple(sorted(file.stem for file in (PACKAGE / registry).glob("[a-z]*.py")))
 

@@ -124,8 +124,8 @@ for given in json.loads(sys.argv[1]):  # the page's `make figures`
 images = torch.rand(2, 3, 32, 32)
 assert get_backbone("plain")(8)(images).shape == (2, 512, 4, 4)
 assert get_schedule("halving")(100, 80, 10) == [60, 40, 30, 20]
-losses = get_weighting("geometric")(["a", "b"], 10)({"a": torch.e * torch.ones(()), "b": torch.ones(())})
-torch.testing.assert_close(list(losses.values()), [torch.ones(()), torch.zeros(())])
+losses = get_weighting("geometric")(["a"], 10)({"a": torch.tensor(torch.e)})
+torch.testing.assert_close(losses["a"].item(), 1.0)
 model = Net()
 pruner = Pruner(model, (images,), model.trunk, "peak")
 peaks = torch.cat([model.trunk[layer].weight.flatten(1).abs().amax(1) for layer in (0, 2)])

@@ -177,8 +177,8 @@ def test_an_undocumented_public_name_is_found(tmp_path):
     (package / "core" / "part.py").write_text(
         '"""A module."""\n\n'
         'class Base:\n    """A class."""\n\n    def told(self):\n        """Told."""\n\n\n'
-        'class Own(Base):\n    """Another."""\n\n    def told(self): ...\n    def untold(self): ...\n'
-        "    def _private(self): ...\n\n\ndef bare(): ...\n"
+        'class Own(Base):\n    """Another."""\n\n    def told(self): ...\n'
+        "    def untold(self): ...\n    def _private(self): ...\n\n\ndef bare(): ...\n"
     )
     found = list(api.undocumented(api.load(tmp_path)))
     part = f"{api.NAME}.core.part"
@@ -191,7 +191,8 @@ LOOK = """
 const shown = document.querySelector("article") ?? document.body;
 const channels = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number).map(c => {
   c /= 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4 });
-const light = colour => { const [r, g, b] = channels(colour); return 0.2126*r + 0.7152*g + 0.0722*b };
+const seen = [0.2126, 0.7152, 0.0722];
+const light = colour => channels(colour).reduce((sum, c, i) => sum + c * seen[i], 0);
 const text = light(getComputedStyle(shown).color);
 const paper = light(getComputedStyle(document.body).backgroundColor);
 return {
@@ -199,7 +200,7 @@ return {
   contrast: (Math.max(text, paper) + 0.05) / (Math.min(text, paper) + 0.05),
   dark: paper < 0.2,
   broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
-  outside: performance.getEntriesByType("resource").map(e => e.name).filter(n => /^(http|ws)/.test(n)),
+  outside: performance.getEntriesByType("resource").map(e => e.name).filter(n => /^http/.test(n)),
 };
 """
 

@@ -9,6 +9,7 @@ import griffe
 
 PROJECT = Path(__file__).resolve().parents[2]
 NAME = "mtprune_utils"
+EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)  # which is no quotation
 PACKAGES = ("core", "study")  # a page for each module
 REGISTRIES = (  # a page for each folder: an entry does what the folder's docstring says
     "criteria",
@@ -43,13 +44,11 @@ def modules(package: griffe.Module) -> list[griffe.Module]:
 
 
 def docstring(member: griffe.Object) -> str:
-    """Its own, or that of what it overrides; "" if there is none."""
-    if member.docstring:
-        return inspect.cleandoc(member.docstring.value)
-    if member.parent.is_class:
-        for base in member.parent.mro():
-            if base.members.get(member.name) and base[member.name].docstring:
-                return inspect.cleandoc(base[member.name].docstring.value)
+    """Its own, or that of what it overrides, in Markdown; "" if there is none."""
+    overridden = member.parent.mro() if member.parent and member.parent.is_class else ()
+    for at in (member, *(base.members.get(member.name) for base in overridden)):
+        if at and at.docstring:
+            return EXAMPLE.sub(r"```pycon\n\g<0>\n```", inspect.cleandoc(at.docstring.value))
     return ""
 
 
@@ -126,9 +125,9 @@ def _members(module: griffe.Module) -> str:
 
 def _directive(member: griffe.Object) -> str:
     """A function, class (with what it has) or property as Sphinx's directive for it."""
-    signature, fence = member.name, "```"
+    signature, fence = member.name, "````"  # an example within has three
     if member.is_class:
-        kind, fence = "class", "````"
+        kind, fence = "class", "`````"
         if "__init__" in member.members:
             signature = _without_self(member["__init__"].signature(return_type=False))
             signature = signature.replace("__init__", member.name, 1)

@@ -67,6 +67,7 @@ def _evaluations(results: Path) -> tuple[pd.DataFrame, ...]:
     """Recovered networks, re-trained, dense ones and guesses, each row with its run's cell."""
     records = [json.loads(line) for line in (results / "runs.jsonl").read_text().splitlines()]
     cells = pd.DataFrame([{"run": of["name"]} | {key: of[key] for key in CELL} for of in records])
+    cells["share"] = [of["files"]["provenance.json"]["params"]["size"] for of in records]
 
     def table(name: str) -> pd.DataFrame:
         return pd.read_csv(results / f"{name}.csv").merge(cells, on="run")
@@ -88,7 +89,7 @@ def _curves(pruned: pd.DataFrame, metrics: dict[str, str]) -> pd.DataFrame:
         tuned_for = -1 if np.isnan(level) else int(level)
         names = {"network": style_of(criterion)[1], "kind": "iterative"}
         if tuned_for >= 0:
-            names["network"] += f", tuned for size {tuned_for + 1}"
+            names["network"] += f", tuned for {runs['share'].iloc[0]:.0%}"
         names |= {"criterion": criterion, "tuned_for": tuned_for}
         for size in SIZES:
             for metric in metrics:

@@ -70,7 +70,7 @@ class Site:
     # --- links ---
 
     def linked(self, text: str, of: str) -> str:
-        """A document's text, with links that lead to pages of the site and figures with captions."""
+        """A document's text, with links to pages of the site, and captions under figures."""
         text = PICTURE.sub(lambda found: self._figure(*found.groups(), of), text)
         return LINK.sub(lambda found: self._link(*found.groups(), of), text)
 

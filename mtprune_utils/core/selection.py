@@ -113,7 +113,7 @@ def within_bound(
 def ranks(scores: Tensor) -> Tensor:
     """The place of each score among all, from 0; ties in their order.
 
-        >>> ranks(torch.tensor([0.5, 0.1, 0.3]))
-        tensor([2, 0, 1])
+    >>> ranks(torch.tensor([0.5, 0.1, 0.3]))
+    tensor([2, 0, 1])
     """
     return scores.argsort(stable=True).argsort()

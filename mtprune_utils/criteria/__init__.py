@@ -14,11 +14,11 @@ FOLDER = "criteria"
 def get_criterion(name: str) -> Criterion:
     """The criterion of that name. Raises ValueError, with the nearest name, for an unknown one.
 
-        >>> get_criterion("cosprune").needs
-        'task_gradients'
-        >>> get_criterion("tailor")
-        Traceback (most recent call last):
-        ValueError: unknown criterion 'tailor': did you mean 'taylor'?
+    >>> get_criterion("cosprune").needs
+    'task_gradients'
+    >>> get_criterion("tailor")
+    Traceback (most recent call last):
+    ValueError: unknown criterion 'tailor': did you mean 'taylor'?
     """
     module = registry.entry(FOLDER, name, "criterion")
     if hasattr(module, "score"):
