@@ -27,6 +27,8 @@ FOREIGN = .venv/foreign/.installed
 KUBERNETES = .venv/kubernetes/.installed
 # The console command mtprune, of this working tree.
 MTPRUNE = $(BIN)/python -m mtprune_utils.run.cli
+# What makes the site, apart likewise.
+SITE = .venv/site/.installed
 # Values reach the programs as they are, through the environment: neither make nor a shell expands
 # them. A dollar may be doubled, as usual for make.
 override PROFILE := $(subst $$$$,$$,$(value PROFILE))
@@ -49,7 +51,7 @@ export MKL_NUM_THREADS = 1
 export PYTHONUTF8 = 1
 
 .DEFAULT_GOAL = help
-.PHONY: help figures smoke study claims plan lint test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme lab lock audit rooms clean distclean
+.PHONY: help figures smoke study claims plan lint test test-slurm stress check vouch bench bench-run gpu bench-scores bench-capacity notebooks readme site lab lock audit rooms clean distclean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,8 +76,8 @@ lint: $(INSTALLED)  ## ruff (rules and layout) and the type checker
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint $(INSTALLED) $(FOREIGN) $(KUBERNETES)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+test: lint $(INSTALLED) $(FOREIGN) $(KUBERNETES) $(SITE)  ## run the tests, then every notebook against its committed outputs (removes runs/smoke first)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --doctest-modules tests mtprune_utils
 	rm -rf runs/smoke figures/smoke
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest --nbval-lax --nbval-current-env notebooks
 
@@ -116,6 +118,9 @@ notebooks: $(INSTALLED)  ## execute the notebooks anew, in place: how their comm
 readme: $(INSTALLED)  ## write the README's tables anew from figures (the targets above that draw any do it too)
 	$(RENEW_README)
 
+site: $(INSTALLED) $(SITE)  ## make notebooks, figures, criteria, how-to pages and reference into static pages, in _site/html
+	@PYTHONPATH=.venv/site $(BIN)/python docs/site/pages.py _site
+
 lab: $(INSTALLED)  ## open the repository in JupyterLab, at its notebooks, on this machine only
 	$(BIN)/jupyter lab --ip=localhost --LabApp.default_url=/lab/tree/notebooks
 
@@ -128,10 +133,20 @@ CLOUD = snakemake-executor-plugin-kubernetes==0.5.1 kubernetes==32.0.1 google-au
 	pyasn1==0.6.5 pyasn1-modules==0.4.2 snakemake-storage-plugin-s3==0.3.6 boto3==1.44.8 \
 	botocore==1.44.8 s3transfer==0.19.3 jmespath==1.1.0
 
+# What makes the site and is not in requirements.lock: docs/site.md says why these.
+PAGES = sphinx==9.0.4 furo==2025.12.19 sphinx-basic-ng==1.0.0b2 accessible-pygments==0.0.5 \
+	alabaster==1.0.0 imagesize==2.0.1 roman-numerals==4.1.0 snowballstemmer==3.1.1 \
+	sphinxcontrib-applehelp==2.0.0 sphinxcontrib-devhelp==2.0.0 sphinxcontrib-htmlhelp==2.1.0 \
+	sphinxcontrib-jsmath==2.0.0 sphinxcontrib-qthelp==2.0.0 sphinxcontrib-serializinghtml==2.0.0 \
+	myst-nb==1.4.0 myst-parser==5.2.0 markdown-it-py==4.3.0 mdit-py-plugins==0.7.0 mdurl==0.1.2 \
+	jupyter-cache==1.0.1 importlib-metadata==8.7.0 zipp==4.1.2 griffelib==2.4.1 \
+	latex2mathml==3.81.1 vl-convert-python==1.9.0.post1
+
 lock:  ## resolve requirements.txt anew into requirements.lock, and make audit's tool into its own: every package, with the hashes of its files (needs uv)
 	$(LOCK) requirements.txt -o requirements.lock
 	printf '%s\n' timm==1.0.31 segmentation-models-pytorch==0.6.0 torchjd==0.18.0 qpsolvers==4.13.0 quadprog==0.1.14 | $(LOCK) --no-deps - -o requirements-foreign.lock
 	printf '%s\n' $(CLOUD) | $(LOCK) --no-deps - -o requirements-kubernetes.lock
+	printf '%s\n' $(PAGES) | $(LOCK) --no-deps - -o requirements-site.lock
 	echo 'pip-audit==2.10.1' | $(LOCK) - -o requirements-audit.lock
 
 audit:  ## look for known vulnerabilities in what is installed (needs the network)
@@ -142,8 +157,8 @@ audit:  ## look for known vulnerabilities in what is installed (needs the networ
 rooms: $(INSTALLED)  ## render the embedded data set again, from its seeds
 	$(BIN)/python -m tools.render_rooms.render --out mtprune_utils/datasets/rooms_v1
 
-clean:  ## remove the runs and caches (figures stay, except the smoke profile's)
-	rm -rf runs figures/smoke .snakemake .pytest_cache
+clean:  ## remove the runs, the site and caches (figures stay, except the smoke profile's)
+	rm -rf runs figures/smoke _site .snakemake .pytest_cache
 	find mtprune_utils tools benchmarks notebooks tests -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 distclean: clean  ## the same, and .venv
@@ -165,4 +180,8 @@ $(FOREIGN): requirements-foreign.lock $(INSTALLED)
 
 $(KUBERNETES): requirements-kubernetes.lock $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/kubernetes -r requirements-kubernetes.lock
+	@touch $@
+
+$(SITE): requirements-site.lock $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --upgrade --target .venv/site -r requirements-site.lock
 	@touch $@

@@ -37,6 +37,9 @@ def names(registry: str) -> tuple[str, ...]:
     """The entries' names, without importing them; files that begin with an underscore are none.
 
     A reader's own come last: the others keep their places, and so their colours in figures.
+
+    >>> names("rankings")
+    ('global', 'lamp', 'layer')
     """
     own = sorted(file.stem for file in (PACKAGE / registry).glob("[a-z]*.py"))
     more = (name.split(".") for name in sorted(PLUGGED))

@@ -1,4 +1,4 @@
-"""What is shown of work as it goes: a notebook's bars, a batch's table, and plain lines elsewhere."""
+"""What is shown of work as it goes: a notebook's bars, a batch's table, else plain lines."""
 
 import io
 import json
@@ -10,7 +10,6 @@ import time
 import nbformat
 import pytest
 from rich.console import Console
-from test_batch import in_terminal, write_notebook
 from tqdm import tqdm
 
 from mtprune_utils.files import PROJECT
@@ -19,6 +18,7 @@ from mtprune_utils.run.phases import Bar, Phase
 from mtprune_utils.run.plan import Job
 from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
+from test_batch import in_terminal, write_notebook
 
 # Of each phase some steps, no search.
 OVERRIDES = {"tuning.trials": 0, "seeds": 1, "controls.seeds": 0}
@@ -198,7 +198,7 @@ def test_time_left_takes_what_jobs_really_took(tmp_path, clock):
     # With none of their stage to go by, jobs take half of what was thought, as the dense one did.
     assert left(batch) == 100 + 25 + 2 * plan.BETWEEN_JOBS
     batch.read(event(TAYLOR, "done", seconds=400.0))
-    # The other pruning takes twice the thought, as this one did; the figure what all did on average.
+    # The other pruning takes twice the thought, as this one did; the figure their average.
     figure = 10 * (50 + 400) / (100 + 200)
     assert left(batch) == pytest.approx(400 + figure + 2 * plan.BETWEEN_JOBS)
 

@@ -123,6 +123,7 @@ class Checkpoints:
                 signal.signal(signum, handler)
 
     def clear(self) -> None:
+        """Remove them all: the run has ended."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -135,6 +136,7 @@ def random_state() -> list[Tensor]:
 
 
 def set_random_state(state: list[Tensor]) -> None:
+    """Put torch's generators back into a state that `random_state` gave."""
     torch.set_rng_state(state[0])
     if len(state) > 1:
         torch.cuda.set_rng_state_all(state[1:])

@@ -41,11 +41,13 @@ class Split:
         return Split(self.image[index], targets, self.device)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Split":
+        """The same images and targets on a device."""
         image, targets = self.image, self.targets.items()
         moved = {task: t.to(device, non_blocking=non_blocking) for task, t in targets}
         return Split(image.to(device, non_blocking=non_blocking), moved)
 
     def pin_memory(self) -> "Split":
+        """A copy in pinned memory, from which minibatches reach a GPU beside its work."""
         pinned = {task: target.pin_memory() for task, target in self.targets.items()}
         return Split(self.image.pin_memory(), pinned, self.device)
 
@@ -66,6 +68,7 @@ class Split:
 
     @property
     def bytes(self) -> int:
+        """How much memory images and targets take."""
         tensors = (self.image, *self.targets.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
@@ -220,9 +223,11 @@ class RandomBatches:
         return next(self._coming)
 
     def state(self) -> dict:
+        """What `restore` needs to go on with the same minibatches."""
         return {"order": self.order, "position": self.position}
 
     def restore(self, state: dict) -> None:
+        """Go on from a `state`, within its epoch."""
         self.order, self.position = state["order"], state["position"]
         starts = range(self.position, len(self.order) - self.size + 1, self.size)
         self._coming = self.split.gather([self.order[s : s + self.size] for s in starts])

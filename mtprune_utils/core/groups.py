@@ -277,6 +277,7 @@ class _PlainGates(TorchFunctionMode):
 
 
 def trace_graph(model: nn.Module, inputs: tuple) -> tp.DependencyGraph:
+    """Torch-Pruning's graph of a network. Raises Untraceable, with its reason, if there is none."""
     try:
         with _quiet(), _PlainGates():
             return tp.DependencyGraph().build_dependency(

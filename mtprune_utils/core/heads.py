@@ -28,4 +28,5 @@ class ASPPHead(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) features to (B, channels, H, W), the sum of all branches."""
         return sum(branch(features) for branch in self.branches)

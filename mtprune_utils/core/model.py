@@ -54,6 +54,7 @@ class Architecture:
 
     @property
     def filters(self) -> int:
+        """All filters that can be pruned."""
         return sum(self.widths.values())
 
     @property
@@ -173,6 +174,7 @@ class MultiTaskModel(nn.Module):
         return replace(self.dense, widths={group.root: group.width for group in self.groups})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Images (B, 3, H, W) to {task: output}."""
         features = self.trunk(images)
         return {task: head(features) for task, head in self.heads.items()}
 
@@ -272,6 +274,7 @@ def load_imagenet_trunk(model: MultiTaskModel) -> None:
 
 
 def count_parameters(architecture: Architecture) -> int:
+    """Parameters of a network of this architecture, heads included; none is built."""
     return plan_of(architecture).cost(architecture.widths)["parameters"]
 
 

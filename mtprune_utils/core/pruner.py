@@ -43,6 +43,27 @@ class Pruner:
 
     `groups` are what can be pruned, `left_alone` says why the trunk's other layers cannot. Raises
     ValueError, in one line, where nothing can be pruned.
+
+    A network with two outputs, from 8 filters to 3:
+
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.trunk = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())
+        ...         self.depth, self.edges = nn.Conv2d(8, 1, 1), nn.Conv2d(8, 2, 1)
+        ...
+        ...     def forward(self, images):
+        ...         features = self.trunk(images)
+        ...         return {"depth": self.depth(features), "edges": self.edges(features)}
+        >>> model, images = Net(), torch.rand(2, 3, 8, 8)
+        >>> optimizer = torch.optim.Adam(model.parameters())
+        >>> pruner = Pruner(model, (images,), criterion="cosprune")
+        >>> pruner.backward({task: out.square().mean() for task, out in model(images).items()})
+        >>> optimizer.step()
+        >>> pruner.prune(filters=5, optimizer=optimizer)["filters"]
+        3
+        >>> model.trunk[0].weight.shape
+        torch.Size([3, 3, 3, 3])
     """
 
     def __init__(

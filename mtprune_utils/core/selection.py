@@ -21,6 +21,10 @@ def select(
     sorted units to remove, one int64 tensor per group. Ties break by (score, group, unit). Raises
     ValueError if fewer than `budget` can go, the budget is no whole number from 0, or a score is
     NaN.
+
+        >>> scores = [torch.tensor([0.1, 0.9, 0.2]), torch.tensor([0.3, 0.4])]
+        >>> select(scores, budget=2, floor=1)
+        [tensor([0, 2]), tensor([], dtype=torch.int64)]
     """
     return chooser(scores, floor, multiple, ranking)(budget)
 
@@ -107,5 +111,9 @@ def within_bound(
 
 
 def ranks(scores: Tensor) -> Tensor:
-    """The place of each score among all, from 0; ties in their order."""
+    """The place of each score among all, from 0; ties in their order.
+
+    >>> ranks(torch.tensor([0.5, 0.1, 0.3]))
+    tensor([2, 0, 1])
+    """
     return scores.argsort(stable=True).argsort()

@@ -2,15 +2,13 @@
 
 Every head gives maps (B, channels, h, w) for images of H x W pixels, with h <= H.
 
-===============  ====================  =================  ==========================================
-kind             target                invalid            where the picture is enlarged or mirrored
-===============  ====================  =================  ==========================================
-labels           (B, H, W) integer     255                moves with the pixels
-depth            (B, 1, H, W) metres   <= 3e-5            moves; divided by the scale, if it follows
-inverse depth    (B, 1, H, W)          <= 3e-5            moves; multiplied by it, if it follows
-normals          (B, 3, H, W) unit     the zero vector    moves; a mirror negates x
-image            (B,) integer          -                  stays: it is about the whole image
-===============  ====================  =================  ==========================================
+| kind | target | invalid | where the picture is enlarged or mirrored |
+|---|---|---|---|
+| labels | (B, H, W) integer | 255 | moves with the pixels |
+| depth | (B, 1, H, W) metres | <= 3e-5 | moves; divided by the scale, if it follows |
+| inverse depth | (B, 1, H, W) | <= 3e-5 | moves; multiplied by it, if it follows |
+| normals | (B, 3, H, W) unit | the zero vector | moves; a mirror negates x |
+| image | (B,) integer | - | stays: it is about the whole image |
 """
 
 import torch
@@ -55,6 +53,8 @@ class Target:
 
 
 class Labels(Target):
+    """A class for each pixel, (B, H, W) integers; IGNORE where there is none."""
+
     name, unit = "labels", "class"
 
     def valid(self, target: Tensor) -> Tensor:
@@ -68,6 +68,8 @@ class Labels(Target):
 
 
 class Depth(Target):
+    """Metres for each pixel, (B, 1, H, W); up to MIN_DEPTH there is none."""
+
     name, unit = "depth", "metres"
 
     def valid(self, target: Tensor) -> Tensor:
@@ -82,6 +84,8 @@ class Depth(Target):
 
 
 class InverseDepth(Depth):
+    """One over the depth for each pixel, (B, 1, H, W)."""
+
     name, unit = "inverse depth", "1 / depth"
 
     def unscaled(self, output: Tensor, scale: float) -> Tensor:
@@ -92,6 +96,8 @@ class InverseDepth(Depth):
 
 
 class Normals(Target):
+    """A unit vector for each pixel, (B, 3, H, W), x to the right; zero where there is none."""
+
     name, unit = "normals", "unit vectors"
 
     def valid(self, target: Tensor) -> Tensor:
@@ -103,6 +109,8 @@ class Normals(Target):
 
 
 class ImageClass(Target):
+    """One class for each image, (B,): no pixel has one of its own."""
+
     name, unit = "image", "class"
     of_pixels = False
 

@@ -12,7 +12,14 @@ FOLDER = "criteria"
 
 
 def get_criterion(name: str) -> Criterion:
-    """Raises ValueError, with the nearest name, for an unknown criterion."""
+    """The criterion of that name. Raises ValueError, with the nearest name, for an unknown one.
+
+    >>> get_criterion("cosprune").needs
+    'task_gradients'
+    >>> get_criterion("tailor")
+    Traceback (most recent call last):
+    ValueError: unknown criterion 'tailor': did you mean 'taylor'?
+    """
     module = registry.entry(FOLDER, name, "criterion")
     if hasattr(module, "score"):
         return Criterion(name, module.NEEDS, module.score)

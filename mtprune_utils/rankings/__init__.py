@@ -15,5 +15,10 @@ FOLDER = "rankings"
 
 
 def get_ranking(name: str) -> Callable[[list[Tensor]], list[Tensor]]:
-    """A ranking's `comparable`. Raises ValueError, with the nearest name, for an unknown one."""
+    """A ranking's `comparable`. Raises ValueError, with the nearest name, for an unknown one.
+
+    >>> import torch
+    >>> get_ranking("lamp")([torch.tensor([1.0, 3.0]), torch.tensor([10.0, 30.0])])[0].tolist()
+    [0.25, 1.0]
+    """
     return registry.entry(FOLDER, name, "ranking").comparable

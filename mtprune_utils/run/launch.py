@@ -418,11 +418,11 @@ def make_figures(
             seconds = plan.stage_seconds(experiment, place.parent)
             where = [*elsewhere.arguments(seconds), *at_once]
             where += SHARED_FILES if elsewhere.shares_files else ()
-        else:
-            jobs = jobs or os.cpu_count() or 1
-            progress, where = Progress(timings, f"{jobs} at a time"), local_arguments(jobs)
-        if on_terminal():
             most = jobs or elsewhere.settings.get("jobs", 1)
+        else:
+            most = jobs or os.cpu_count() or 1
+            progress, where = Progress(timings, f"{most} at a time"), local_arguments(most)
+        if on_terminal():
             progress.screen = Screen.of(experiment, place, most)
         command = snakemake_command(folder / "batch.json", where)
         code = _drive(command, folder / "snakemake.log", progress, lock, elsewhere)

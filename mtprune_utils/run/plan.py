@@ -12,7 +12,7 @@ it says which.
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -91,8 +91,8 @@ class Job:
     alone: bool = False
 
 
-def jobs_of(experiment: Experiment, seconds: "Seconds") -> list[Job]:
-    """Every job of the batch, each after what it waits for."""
+def jobs_of(experiment: Experiment, seconds: Callable[[Run], float | None]) -> list[Job]:
+    """Every job of the batch, each after what it waits for. seconds: of a run, as `Seconds`."""
     runs = experiment.runs()
     number = {run.folder: i for i, run in enumerate(runs)}
     jobs = [

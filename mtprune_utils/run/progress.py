@@ -37,7 +37,7 @@ def tell(job: str | None, event: str, **more) -> None:
 
 
 def standard_output() -> int:
-    """The descriptor that this process was given as such: a kernel makes a notebook's of its own."""
+    """The descriptor that this process was given as such: a kernel gives its notebook another."""
     try:
         return sys.stdout.fileno()
     except OSError:  # the kernel leaves it where it was
@@ -83,8 +83,9 @@ class Running:
         if self.begun and self.step > self.begun[1]:
             speed = (self.step - self.begun[1]) / (self.heard - self.begun[0])
             return max((self.total - self.step) / speed - (now - self.heard), 0.0)
-        over = expected is None or expected < now - self.since
-        return None if over else expected - (now - self.since)
+        if expected is None or expected < now - self.since:
+            return None
+        return expected - (now - self.since)
 
 
 class Screen:

@@ -13,5 +13,11 @@ FOLDER = "schedules"
 
 
 def get_schedule(name: str) -> Callable[[int, int, int], list[int]]:
-    """A schedule's `plan`. Raises ValueError, with the nearest name, for an unknown one."""
+    """A schedule's `plan`. Raises ValueError, with the nearest name, for an unknown one.
+
+    >>> get_schedule("fixed")(100, 80, 30)
+    [70, 40, 20]
+    >>> get_schedule("geometric")(100, 80, 30)
+    [58, 34, 20]
+    """
     return registry.entry(FOLDER, name, "pruning schedule").plan

@@ -53,6 +53,7 @@ def entries(run) -> list[str]:
 
 
 def scored_by(run) -> str:
+    """The criterion that chooses its filters: `random` for the arm SHUFFLED."""
     return "random" if run.arm == SHUFFLED else run.criterion
 
 

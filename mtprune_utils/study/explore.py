@@ -193,10 +193,12 @@ class Results:
 
     @cached_property
     def dataset(self) -> Dataset:
+        """The data, as networks are evaluated on it."""
         return load_data(next(iter(self.runs.values()))).resized_for_evaluation(self.profile.crop)
 
     @cached_property
     def images(self) -> Split:
+        """The first test images with their targets, at the size of a crop."""
         size = (self.profile.crop, self.profile.crop)
         return self.dataset.test[:IMAGES].resized(size, self.tasks)
 
@@ -315,6 +317,7 @@ class Explorer:
 
     @property
     def cell(self) -> tuple[str, int]:
+        """The criterion and the seed that are shown."""
         return self.criterion.value, self.seed.value
 
     def _open(self, results: Results) -> None:

@@ -70,10 +70,12 @@ class Experiment:
 
     @cached_property
     def data_digest(self) -> str:
+        """A hash of the data's files."""
         return data_digest(self.data, self.data_root)
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
+        """{name: task} of the data."""
         return data_tasks(self.data, self.data_root)
 
     def check(self) -> None:
@@ -126,6 +128,7 @@ class Experiment:
 
     @property
     def vouched_file(self) -> Path:
+        """Where `make vouch` notes what it has found."""
         return store.results_folder(self.label) / store.VOUCHED
 
     def stamps(self) -> list[dict]:
@@ -326,10 +329,12 @@ class Run(store.RunFolder):
 
     @property
     def profile(self) -> Profile:
+        """The numbers of its experiment."""
         return self.experiment.profile
 
     @property
     def place(self) -> Path:
+        """The folder of all runs of its profile."""
         return self.experiment.root / self.profile.name
 
     @property
@@ -410,6 +415,7 @@ class Run(store.RunFolder):
 
     @cached_property
     def name(self) -> str:
+        """What it is, for people, and the hash of everything that its results depend on."""
         digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:10]
         level = None if self.level is None else f"level{self.level}"
         parts = [self.criterion, f"seed{self.seed}", level, self.arm, digest]

@@ -44,6 +44,7 @@ ALPHA = 0.05
 
 
 def same_size(parameters, target):
+    """Whether parameter counts are within SIZE_TOLERANCE of a target; arrays give arrays."""
     return abs(parameters - target) <= SIZE_TOLERANCE * target
 
 

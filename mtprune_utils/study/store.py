@@ -53,6 +53,7 @@ def figures_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
 
 
 def results_folder(label: str, figures: Path = PROJECT / "figures") -> Path:
+    """Where a profile's collected tables lie."""
     return figures_folder(label, figures) / "results"
 
 
@@ -72,6 +73,7 @@ def stage_notebook(stage: str) -> Path:
 
 
 def notebook_paths() -> list[Path]:
+    """The repository's notebooks, in their order."""
     return sorted((PROJECT / "notebooks").glob("[0-9]*.ipynb"))
 
 
@@ -177,9 +179,11 @@ class RunFolder:
 
     @property
     def folder(self) -> Path:
+        """The run's own folder."""
         return self.place / self.stage / self.name
 
     def path(self, file: str) -> Path:
+        """A file of the run."""
         return self.folder / file
 
     @property
@@ -188,18 +192,22 @@ class RunFolder:
         return self.place / ".locks" / f"{self.stage}-{self.name}"
 
     def write(self, file: str, content: bytes) -> None:
+        """Write a file of the run, whole or not at all."""
         write_atomically(self.path(file), content)
 
     def write_table(self, file: str, rows: list[dict]) -> None:
+        """Write rows as CSV, likewise."""
         self.write(file, csv_text(rows).encode())
 
     def write_json(self, file: str, value) -> None:
+        """Write a value as JSON, likewise."""
         write_json(self.path(file), value)
 
     # --- finished, and by which code ---
 
     @property
     def done(self) -> bool:
+        """Whether the run is finished."""
         return self.path(DONE).exists()
 
     @property
@@ -209,6 +217,7 @@ class RunFolder:
 
     @property
     def tables(self) -> tuple[str, ...]:
+        """The tables that its stage writes."""
         return get_stage(self.stage).TABLES
 
     @property

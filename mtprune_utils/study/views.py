@@ -268,4 +268,5 @@ def tile(title: str, pictures: dict[str, np.ndarray], words: str = "") -> str:
 
 
 def row(tiles: list[str]) -> str:
+    """Tiles side by side."""
     return f'<div class="row">{"".join(tiles)}</div>'

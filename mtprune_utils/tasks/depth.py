@@ -8,6 +8,7 @@ from mtprune_utils.core.task import Meter, Task, masked_mean
 
 
 def depth(inverse: bool = False, name: str = "depth") -> Task:
+    """Depth of each pixel in metres, or one over it; L1 on valid pixels."""
     return Task(
         name,
         1,

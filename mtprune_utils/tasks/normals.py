@@ -11,6 +11,7 @@ LIMITS = (11.25, 22.5, 30)  # degrees
 
 
 def normals(name: str = "normals") -> Task:
+    """The surface normal of each pixel; one less the cosine to it on valid pixels."""
     return Task(
         name,
         3,

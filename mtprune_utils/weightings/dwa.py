@@ -24,6 +24,7 @@ class DynamicWeightAverage(nn.Module):
         self.register_buffer("means", torch.zeros(len(tasks)))  # of the last epoch's
 
     def forward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{task: scalar}, each times its weight."""
         weighted = {task: w * losses[task] for task, w in zip(self.tasks, self.weights)}
         self._remember(torch.stack([losses[task].detach() for task in self.tasks]))
         return weighted
@@ -41,9 +42,11 @@ class DynamicWeightAverage(nn.Module):
         self.means, self.sums = means, torch.zeros_like(means)
 
     def get_extra_state(self) -> int:
+        """The minibatches seen, for `state_dict`."""
         return self.seen
 
     def set_extra_state(self, seen: int) -> None:
+        """Go on after so many minibatches."""
         self.seen = seen
 
 

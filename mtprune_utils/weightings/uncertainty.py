@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 
 class Uncertainty(nn.Module):
+    """Learns the logarithm of each task's variance, from 0."""
+
     def __init__(self, tasks: list[str]):
         super().__init__()
         self.tasks = tasks
         self.log_variances = nn.Parameter(torch.zeros(len(tasks)))
 
     def forward(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """{task: scalar}, each weighted by what has been learnt."""
         return {
             task: ((-s).exp() * losses[task] + s) / 2
             for task, s in zip(self.tasks, self.log_variances)
