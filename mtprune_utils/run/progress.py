@@ -10,8 +10,12 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mtprune_utils.run import cluster, plan
+from mtprune_utils.run import cluster
+
+if TYPE_CHECKING:  # it imports torch, for which the runner of a job need not wait
+    from mtprune_utils.run import plan
 
 # Precedes what jobs tell the launcher, among Snakemake's own lines: a control character, so that
 # no path that Snakemake names is taken for it.
@@ -96,11 +100,11 @@ class Screen:
     workers: how many run at a time.
     """
 
-    def __init__(self, jobs: list[plan.Job], measured: bool, finished: set[str], workers: int):
+    def __init__(self, jobs: "list[plan.Job]", measured: bool, finished: set[str], workers: int):
         from rich.console import Console
 
         self.measured, self.workers, self.start = measured, workers, time.monotonic()
-        self.again: dict[int, plan.Job] = {}  # those to do, by their number
+        self.again: "dict[int, plan.Job]" = {}  # those to do, by their number
         for i, job in enumerate(jobs):
             if job.name not in finished or self.again.keys() & {*job.inputs}:
                 self.again[i] = job
@@ -109,6 +113,8 @@ class Screen:
     @classmethod
     def of(cls, experiment, figures: Path, workers: int) -> "Screen":
         """For a batch whose figures lie there."""
+        from mtprune_utils.run import plan
+
         seconds = plan.Seconds(experiment, figures.parent)
         measured = bool(seconds.measured)
         jobs = plan.jobs_of(experiment, seconds if measured else lambda run: plan.FIGURE_SECONDS)
@@ -196,6 +202,8 @@ class Screen:
 
     def left(self, progress, running: dict[str, Running], expected: dict[str, float]):
         """Seconds until the batch ends. None where nothing is known to tell them by."""
+        from mtprune_utils.run import plan
+
         if not expected:
             return None
         lost: set[int] = set()  # given up, or waiting for such a job
