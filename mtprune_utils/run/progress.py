@@ -104,7 +104,7 @@ class Screen:
         from rich.console import Console
 
         self.measured, self.workers, self.start = measured, workers, time.monotonic()
-        self.again: "dict[int, plan.Job]" = {}  # those to do, by their number
+        self.again: dict[int, plan.Job] = {}  # those to do, by their number
         for i, job in enumerate(jobs):
             if job.name not in finished or self.again.keys() & {*job.inputs}:
                 self.again[i] = job
