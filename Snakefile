@@ -18,11 +18,12 @@ import shlex
 import sys
 from pathlib import Path
 
+from mtprune_utils import events
 from mtprune_utils.registry import known
 from mtprune_utils.run import cluster, plan
-from mtprune_utils.run.launch import tell, visible_gpus
+from mtprune_utils.run.launch import visible_gpus
 from mtprune_utils.stages import get_stage, stage_names
-from mtprune_utils.study import store
+from mtprune_utils.study import phases, store
 from mtprune_utils.study.grid import Experiment
 
 for key in config:
@@ -41,7 +42,7 @@ RUNS_FOLDER = f"{SHARED['runs']}/{PROFILE.name}"
 FIGURES_FOLDER = str(config.get("figures", "figures"))
 
 FIGURES = plan.figures(EXPERIMENT)
-ON_CLUSTER = cluster.EVENTS in os.environ
+ON_CLUSTER = events.FOLDER in os.environ
 # Weights are no outputs: a run whose tables alone are here counts as finished. The marker is
 # written last.
 STAGE_FILES = {stage: (*get_stage(stage).TABLES, store.DONE) for stage in stage_names()}
@@ -123,7 +124,7 @@ def stage_arguments(stage):
     def of(wildcards, output):
         run = RUNS[f"{stage}/{wildcards.name}"]
         runs = place_of(output[0], 3)
-        return arguments(plan.job_name(run), {**SHARED, **plan.cell(run), "runs": runs})
+        return arguments(phases.job_name(run), {**SHARED, **phases.cell(run), "runs": runs})
 
     return of
 
@@ -144,9 +145,9 @@ def figure_arguments(wildcards, input, output):
 
 
 if workflow.is_main_process:
-    tell(
+    events.tell(
         "batch", "grid",
-        jobs=[*map(plan.job_name, RUNS.values()), *(f"figure {figure}" for figure in FIGURES)],
+        jobs=[*map(phases.job_name, RUNS.values()), *(f"figure {figure}" for figure in FIGURES)],
         figures=[FIGURE_FILES[0].format(figure=figure) for figure in FIGURES],
     )
 

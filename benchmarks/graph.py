@@ -21,8 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from mtprune_utils import events
 from mtprune_utils.files import PROJECT, csv_text, write_atomically
-from mtprune_utils.run import cluster, launch
+from mtprune_utils.run import launch
 from mtprune_utils.stages import get_stage, stage_names
 from mtprune_utils.study import store
 from mtprune_utils.study.grid import Experiment
@@ -84,7 +85,7 @@ def measure(runs: int) -> dict:
         folders = {"runs": str(place / "runs"), "figures": str(place / "figures")}
         config.write_text(json.dumps(settings | folders))
         (place / "events").mkdir()
-        environment = os.environ | {"PATH": path, cluster.EVENTS: str(place / "events")}
+        environment = os.environ | {"PATH": path, events.FOLDER: str(place / "events")}
         where = [
             "--executor",
             "slurm",

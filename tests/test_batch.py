@@ -20,6 +20,7 @@ import nbformat
 import papermill
 import pytest
 
+from mtprune_utils import events
 from mtprune_utils.files import KINDS, PROJECT
 from mtprune_utils.run import launch
 from mtprune_utils.run.notebook import NotebookError, check_parameters, execute, notebook_parameters
@@ -364,7 +365,7 @@ def test_make_passes_values_on_as_they_are(value, tmp_path):
         'mtprune: {"job": "x", "event": "done", "seconds": 1}\n',
         "dense  many\n",
         "    output: /data/mtprune: {x}/done.json\n",
-        f"    output: /data/{launch.EVENT}x/a\n",
+        f"    output: /data/{events.EVENT}x/a\n",
     ],
 )
 def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path):
@@ -376,7 +377,7 @@ def test_what_snakemake_says_is_no_event_whatever_paths_are_in_it(line, tmp_path
 
 def test_a_killed_snakemake_leaves_its_own_words_and_how_to_go_on(tmp_path):
     log = tmp_path / "snakemake.log"
-    log.write_text(f'Building DAG of jobs...\n{launch.EVENT}{{"job": "batch", "event": "grid"}}\n')
+    log.write_text(f'Building DAG of jobs...\n{events.EVENT}{{"job": "batch", "event": "grid"}}\n')
     said = launch.Progress(tmp_path / "timings.csv", "here").trouble(log)
     assert said == f"Snakemake failed; its log ends:\nBuilding DAG of jobs...\n{launch.RESUME}"
 

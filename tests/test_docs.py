@@ -22,6 +22,7 @@ from torch import nn
 
 from mtprune_utils.files import PROJECT
 from mtprune_utils.registry import names
+from mtprune_utils.run import cli
 from mtprune_utils.run.launch import parsed
 from mtprune_utils.run.notebook import check_run, notebook_parameters
 from mtprune_utils.study import store
@@ -201,11 +202,11 @@ def test_commands_name_what_there_is(page):
                 )
         elif program == ".venv/bin/python" and words[0] == "-m":
             assert find_spec(words[1]), words[1]
-            if words[1:3] == ["mtprune_utils.run.launch", "notebook"]:
-                notebook, _, *options = words[3:]
-                assert set(options[::3]) == {"-p"}
-                values = dict(zip(options[1::3], map(parsed, options[2::3]), strict=True))
-                check_run(PROJECT / notebook, values)
+        elif program.endswith("mtprune") and words != ["--help"]:
+            options = cli.parser().parse_args(words)
+            if options.command == "notebook":
+                values = {name: parsed(text) for name, text in options.parameters}
+                check_run(PROJECT / options.notebook, values)
 
 
 @pytest.mark.parametrize("notebook", store.notebook_paths(), ids=lambda path: path.stem)

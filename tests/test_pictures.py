@@ -76,7 +76,7 @@ def test_a_table_says_where_a_number_is_missing_and_is_the_same_each_time():
     text = pictures.styled(table, 2, missing="one seed").data
     assert text == pictures.styled(table, 2, missing="one seed").data
     assert all(f">{word}<" in text for word in ("1,234,567", "one seed", "0.12"))
-    assert "nan" not in text
+    assert "nan" not in text and "nan" not in pictures.styled(table).data
 
 
 def test_error_maps_are_of_the_tasks_that_every_network_has(dataset, architecture, tmp_path):

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from mtprune_utils import events
 from mtprune_utils.files import PROJECT, csv_text, read_table
 from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.plan import BATCH_START, BETWEEN_JOBS, Job
@@ -140,9 +141,9 @@ def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
 
 
 def test_events_come_in_their_order_each_once_between_the_other_lines(tmp_path, monkeypatch):
-    monkeypatch.setenv(cluster.EVENTS, str(tmp_path))
+    monkeypatch.setenv(events.FOLDER, str(tmp_path))
     for line in "abc":
-        cluster.put_event(f"{line}\n")
+        events.put(f"{line}\n")
     lines = list(cluster.with_events(iter(["snakemake\n"]), tmp_path))
     assert lines == ["snakemake\n", "a\n", "b\n", "c\n"]
     assert not list(cluster.take_events(tmp_path))

@@ -12,12 +12,14 @@ import pytest
 from rich.console import Console
 from tqdm import tqdm
 
+from mtprune_utils import events
 from mtprune_utils.files import PROJECT
-from mtprune_utils.run import launch, notebook, phases, plan, progress
-from mtprune_utils.run.phases import Bar, Phase
+from mtprune_utils.run import launch, notebook, plan, progress
 from mtprune_utils.run.plan import Job
+from mtprune_utils.study import phases
 from mtprune_utils.study.execute import execute
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.phases import Bar, Phase
 from test_batch import in_terminal, write_notebook
 
 # Of each phase some steps, no search.
@@ -42,7 +44,7 @@ def clock(monkeypatch):
 
 
 def event(job, event, **more):
-    return f"{progress.EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
+    return f"{events.EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
 
 
 GRID = event("batch", "grid", jobs=[job.name for job in JOBS], figures=["figures/fig1.png"])
@@ -251,7 +253,7 @@ class Recorded:
 def bars(monkeypatch):
     """The bars of this process's runs, {name: Recorded}, as if it were a notebook's kernel."""
     made = {}
-    monkeypatch.delenv(progress.JOB, raising=False)
+    monkeypatch.delenv(events.JOB, raising=False)
     monkeypatch.setattr(phases, "in_notebook", lambda: True)
     monkeypatch.setattr(phases, "Bar", lambda name, total: made.setdefault(name, Recorded()))
     return made
@@ -311,8 +313,8 @@ def test_the_state_is_read_only_where_it_has_just_been_evaluated(bars, tmp_path)
 
 def test_a_job_tells_where_it_is_as_often_as_is_asked(bars, tmp_path, clock, monkeypatch):
     told = []
-    monkeypatch.setenv(progress.JOB, DENSE)
-    monkeypatch.setenv(progress.EVERY, "10")
+    monkeypatch.setenv(events.JOB, DENSE)
+    monkeypatch.setenv(events.EVERY, "10")
     monkeypatch.setattr(phases, "tell", lambda job, event, **more: told.append((job, event, more)))
     run = smoke(tmp_path).dense(0)
     run.write_table("curve.csv", [{"step": 24, "depth.loss": 1.0}])

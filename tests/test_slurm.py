@@ -18,6 +18,7 @@ import pytest
 from loopback_slurm import lacking, slurm
 from mtprune_utils.files import PROJECT, read_table
 from mtprune_utils.run import plan
+from mtprune_utils.study import phases
 
 pytestmark = pytest.mark.skipif("MTPRUNE_SLURM" not in os.environ, reason="make test-slurm runs it")
 
@@ -124,7 +125,7 @@ def test_the_plan_says_how_long_a_batch_takes(local):
         for row in read_table(repository / "figures" / LABEL / "timings.csv")
     }
     experiment = plan.Experiment.open("smoke", "rooms", "", str(repository / "runs"), OVERRIDES)
-    jobs = plan.jobs_of(experiment, lambda run: names[plan.job_name(run)])
+    jobs = plan.jobs_of(experiment, lambda run: names[phases.job_name(run)])
     jobs = [plan.replace(job, seconds=names[job.name]) for job in jobs]
     starting = plan.Driver(slow * plan.BATCH_START, slow * plan.BETWEEN_JOBS)
     assert plan.makespan(jobs, 2, starting) == pytest.approx(seconds, rel=0.25)

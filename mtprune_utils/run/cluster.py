@@ -14,18 +14,17 @@ import subprocess
 import tarfile
 import threading
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from mtprune_utils.files import PROJECT, write_atomically
+from mtprune_utils import events
+from mtprune_utils.files import PROJECT
 from mtprune_utils.registry import known
 from mtprune_utils.study.store import KEPT
 
-EVENTS = "MTPRUNE_EVENTS"  # names the folder for what a cluster's jobs tell
 # A job of the queue shall take this long at least: starting one costs about ten.
 GROUP_SECONDS = 600
-POLL = 1.0  # seconds between looks into that folder
+POLL = 1.0  # seconds between looks into the folder of what jobs tell
 
 
 def names() -> list[str]:
@@ -76,7 +75,7 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Of the driver; a cluster that shares files hands it on to the jobs."""
-        found = {EVENTS: str(self.events)}
+        found = {events.FOLDER: str(self.events)}
         if self.executor == "kubernetes":  # see KUBERNETES in Makefile
             paths = [str(PROJECT / ".venv" / "kubernetes"), os.environ.get("PYTHONPATH", "")]
             found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
@@ -150,12 +149,6 @@ def unpack(inputs: list[str]) -> None:
 
 
 # --- what jobs tell ---
-
-
-def put_event(line: str) -> None:
-    """Leave a line for the launcher: a file each, as shares know no lines written by several."""
-    name = f"{time.time_ns()}-{uuid.uuid4().hex}.event"
-    write_atomically(Path(os.environ[EVENTS], name), line.encode())
 
 
 def take_events(folder: Path) -> Iterator[str]:

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mtprune_utils import events
 from mtprune_utils.files import (
     PROJECT,
     locked,
@@ -48,18 +49,7 @@ from mtprune_utils.run.notebook import (
     notebook_parameters,
     refresh_notebooks,
 )
-from mtprune_utils.run.progress import (
-    ELSEWHERE,
-    EVENT,
-    EVERY,
-    HERE,
-    JOB,
-    Running,
-    Screen,
-    duration,
-    on_terminal,
-    tell,
-)
+from mtprune_utils.run.progress import ELSEWHERE, HERE, Running, Screen, duration, on_terminal
 from mtprune_utils.stages import stage_names
 from mtprune_utils.study import store
 
@@ -123,31 +113,33 @@ def run_notebook(
     """
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    os.environ[JOB] = job or ""  # the kernel tells of it
+    os.environ[events.JOB] = job or ""  # the kernel tells of it
     if job:
         end_with_parent(signal.SIGTERM)
     start = time.monotonic()
-    trains_here = job and not job.startswith("figure") and cluster.EVENTS not in os.environ
+    trains_here = job and not job.startswith("figure") and events.FOLDER not in os.environ
     takes_gpu = trains_here and parameters.get("overrides", {}).get("device") != "cpu"
     try:
         with one_gpu() if takes_gpu else contextlib.nullcontext():
-            tell(job, "started")
+            events.tell(job, "started")
             start = time.monotonic()
             if not job:  # the launcher has looked at all of a batch's
                 check_run(notebook, parameters)
             execute(notebook, output, parameters, expected_files)
     except (NotebookError, ValueError, OSError) as error:
         failed = str(Path(output).with_name(f"{Path(output).stem}.failed.ipynb"))
-        tell(job, "failure", seconds=time.monotonic() - start, error=str(error), notebook=failed)
+        events.tell(
+            job, "failure", seconds=time.monotonic() - start, error=str(error), notebook=failed
+        )
         print(f"{error}\nSee {failed}" if Path(failed).exists() else error, file=sys.stderr)
         return 1
     except (SystemExit, KeyboardInterrupt):  # from main's handlers of signals
         seconds, why = time.monotonic() - start, "stopped from outside (a time limit?)"
-        tell(job, "failure", seconds=seconds, error=f"{why}; its checkpoint is kept")
+        events.tell(job, "failure", seconds=seconds, error=f"{why}; its checkpoint is kept")
         again = "Run it again: it goes on from its last checkpoint, if it has one"
         print(f"{Path(notebook).name}: stopped. {again}", file=sys.stderr)
         raise
-    tell(job, "done", seconds=time.monotonic() - start)
+    events.tell(job, "done", seconds=time.monotonic() - start)
     if not job:
         print(f"{Path(notebook).name} ran to its end: {output}")
     return 0
@@ -182,7 +174,7 @@ class Progress:
     def read(self, line: str) -> None:
         """Take in a line of Snakemake's: an event of ours, or a row of its table of jobs to run."""
         try:
-            event = json.loads(line.partition(EVENT)[2])
+            event = json.loads(line.partition(events.EVENT)[2])
         except ValueError:  # Snakemake's own
             if row := re.fullmatch(rf"({'|'.join(STAGES)})\s+(\d+)", line.strip()):
                 self.total += int(row[2])
@@ -195,7 +187,7 @@ class Progress:
 
     def recall(self, line: str) -> None:
         """Take in an event of an earlier batch, whose launcher was killed: only what was done."""
-        event = json.loads(line.partition(EVENT)[2])
+        event = json.loads(line.partition(events.EVENT)[2])
         if event["event"] == "done":
             self.seconds[event["job"]] = event["seconds"]
 
@@ -275,7 +267,7 @@ class Progress:
         failed = self.failed | dict.fromkeys(self.running, killed)
         if not failed:
             lines = log.read_text(encoding="utf-8").rstrip().split("\n")
-            lines = [line for line in lines if EVENT not in line]
+            lines = [line for line in lines if events.EVENT not in line]
             return "\n".join(["Snakemake failed; its log ends:", *lines[-8:], RESUME])
         lines = [f"{len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed:"]
         for job, failure in failed.items():
@@ -519,7 +511,7 @@ def _drive(
     if elsewhere:
         environment |= elsewhere.environment
     if progress.screen:
-        environment[EVERY] = str(ELSEWHERE if elsewhere else HERE)
+        environment[events.EVERY] = str(ELSEWHERE if elsewhere else HERE)
     try:
         getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name; Snakemake asks for it

@@ -17,14 +17,13 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from mtprune_utils.core.iterative import removal_plan
 from mtprune_utils.core.model import complexity, count_parameters
 from mtprune_utils.core.task import channels
 from mtprune_utils.files import PROJECT, read_table
-from mtprune_utils.stages import prune
 from mtprune_utils.stages._training import architecture
 from mtprune_utils.study import store
 from mtprune_utils.study.grid import Experiment, Run
+from mtprune_utils.study.phases import job_name, steps
 from mtprune_utils.study.profiles import get_profile
 
 STARTUP = 6.0  # seconds of a job in which it trains nothing: its kernel, the imports, the data
@@ -43,21 +42,6 @@ DRIVER = PROJECT / "benchmarks" / "graph.csv"  # see benchmarks/graph.py
 
 
 # --- the batch, as the Snakefile has it ---
-
-
-def cell(run: Run) -> dict:
-    """A run's cell as its notebook's parameters: a search has its profile's seed."""
-    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
-    if run.stage == "tune":
-        del named["seed"]
-    return named
-
-
-def job_name(run: Run) -> str:
-    plain = ("criterion", "arm")
-    named = cell(run).items()
-    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
-    return " ".join([run.stage, *words])
 
 
 def figures(experiment: Experiment) -> dict[str, Path]:
@@ -162,27 +146,6 @@ def _kinds(run: Run) -> list[tuple]:
     """Those runs that take as long, from the most alike to all."""
     stage = run.stage
     return [(stage, run.arm, run.criterion), (stage, run.arm), (stage,), ()]
-
-
-def steps(run: Run) -> float:
-    """Optimizer steps, or minibatches that are scored."""
-    profile, retraining = run.profile, run.profile.retrain.steps
-    if run.stage == "dense":
-        return profile.dense.steps
-    if run.stage == "score":
-        return profile.agreement_batches
-    if run.stage == "tune":  # the search breaks some of its trials off
-        return profile.tuning.trials * (_pruning_steps(run) if run.arm == "prune" else retraining)
-    if run.stage == "prune":
-        return _pruning_steps(run)
-    return retraining * (profile.controls.budget if run.arm == "scratch_longer" else 1)
-
-
-def _pruning_steps(run: Run) -> int:
-    own = prune.scheduled(run)
-    widths = architecture(run.profile, channels(run.experiment.tasks)).width_list
-    landings = len(run.profile.sizes)
-    return (len(removal_plan(widths, own)) + landings + 1) * own.prune_interval
 
 
 @cache

@@ -3,7 +3,6 @@
 Where the output is no terminal, or in CI, there is no table, only the launcher's lines.
 """
 
-import json
 import os
 import sys
 import time
@@ -12,40 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mtprune_utils.run import cluster
-
 if TYPE_CHECKING:  # it imports torch, for which the runner of a job need not wait
     from mtprune_utils.run import plan
 
-# Precedes what jobs tell the launcher, among Snakemake's own lines: a control character, so that
-# no path that Snakemake names is taken for it.
-EVENT = "\x1emtprune: "
-# In a job's environment: its name, and every how many seconds the launcher wants to hear of it.
-JOB, EVERY = "MTPRUNE_JOB", "MTPRUNE_TELL_EVERY"
-HERE, ELSEWHERE = 1, 10  # such seconds; on a cluster each time costs a file on a shared disk
+# Every how many seconds jobs tell of their steps, on this machine and on a cluster, where each time
+# costs a file on a shared disk.
+HERE, ELSEWHERE = 1, 10
 FIRST = 10**6  # above every priority
-
-
-def tell(job: str | None, event: str, **more) -> None:
-    """Tell the launcher, by a line on standard output, which Snakemake passes on.
-
-    (A notebook's kernel has that of the process that started it. Not from another machine.)
-    """
-    if not job:
-        return
-    line = f"{EVENT}{json.dumps({'job': job, 'event': event, **more})}\n"
-    if cluster.EVENTS in os.environ:
-        cluster.put_event(line)
-    else:
-        os.write(standard_output(), line.encode())  # in one piece, whatever the other jobs write
-
-
-def standard_output() -> int:
-    """The descriptor that this process was given as such: a kernel gives its notebook another."""
-    try:
-        return sys.stdout.fileno()
-    except OSError:  # the kernel leaves it where it was
-        return 1
 
 
 def duration(seconds: float) -> str:

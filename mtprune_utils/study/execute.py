@@ -15,10 +15,10 @@ from mtprune_utils.core.targets import IGNORE, Depth, ImageClass, Labels, Normal
 from mtprune_utils.core.task import Task
 from mtprune_utils.datasets import load_dataset
 from mtprune_utils.files import UNFINISHED, locked
-from mtprune_utils.run.phases import Phase, Report, Watched
 from mtprune_utils.stages._training import device_kind, device_of, set_up
 from mtprune_utils.study import store
 from mtprune_utils.study.grid import Run
+from mtprune_utils.study.phases import Phase, Report, Watched
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 

@@ -216,10 +216,8 @@ def show_survival(layers: pd.DataFrame) -> Figure:
 
 def styled(table: pd.DataFrame, digits: int = 3, missing: str = "") -> HTML:
     """A table for people: so many digits, thousands apart, and words where a number is missing."""
-    style = Styler(
-        table, precision=digits, na_rep=missing, thousands=",", uuid="styled", cell_ids=False
-    )
-    return HTML(style.to_html())
+    style = Styler(table, uuid="styled", cell_ids=False)
+    return HTML(style.format(precision=digits, na_rep=missing, thousands=",").to_html())
 
 
 def front(cost: pd.Series, quality: pd.Series) -> pd.Series:

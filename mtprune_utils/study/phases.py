@@ -16,15 +16,60 @@ from pathlib import Path
 
 from mtprune_utils.core.checkpoints import Checkpoints
 from mtprune_utils.core.evaluation import total_loss
+from mtprune_utils.core.iterative import removal_plan
+from mtprune_utils.core.task import channels
+from mtprune_utils.events import EVERY, JOB, standard_output, tell
 from mtprune_utils.files import read_json, read_table
-from mtprune_utils.run import plan
-from mtprune_utils.run.progress import EVERY, JOB, standard_output, tell
+from mtprune_utils.stages import prune
+from mtprune_utils.stages._training import architecture
 from mtprune_utils.study import store
 from mtprune_utils.study.grid import Run
 
 Report = Callable[[str], None]
 TRIAL = "trial "  # and its number: how a search calls its parts
 ROUTINE = ("step ", TRIAL, "removal ")  # how those lines begin that a bar shows by itself
+
+
+# --- a run's name and length ---
+
+
+def cell(run: Run) -> dict:
+    """A run's cell as its notebook's parameters: a search has its profile's seed."""
+    named = {name: value for name, value in run.cell.items() if value not in (None, "")}
+    if run.stage == "tune":
+        del named["seed"]
+    return named
+
+
+def job_name(run: Run) -> str:
+    plain = ("criterion", "arm")
+    named = cell(run).items()
+    words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
+    return " ".join([run.stage, *words])
+
+
+def steps(run: Run) -> float:
+    """Optimizer steps, or minibatches that are scored."""
+    profile, retraining = run.profile, run.profile.retrain.steps
+    if run.stage == "dense":
+        return profile.dense.steps
+    if run.stage == "score":
+        return profile.agreement_batches
+    if run.stage == "tune":  # the search breaks some of its trials off
+        return profile.tuning.trials * (_pruning_steps(run) if run.arm == "prune" else retraining)
+    if run.stage == "prune":
+        return _pruning_steps(run)
+    return retraining * (profile.controls.budget if run.arm == "scratch_longer" else 1)
+
+
+def _pruning_steps(run: Run) -> int:
+    own = prune.scheduled(run)
+    widths = architecture(run.profile, channels(run.experiment.tasks)).width_list
+    landings = len(run.profile.sizes)
+    return (len(removal_plan(widths, own)) + landings + 1) * own.prune_interval
+
+
+# --- the phase ---
 
 
 class Phase(contextlib.AbstractContextManager):
@@ -35,7 +80,7 @@ class Phase(contextlib.AbstractContextManager):
     """
 
     def __init__(self, run: Run, report: Report | None = None):
-        self.run, self.report, self.name = run, report, plan.job_name(run)
+        self.run, self.report, self.name = run, report, job_name(run)
         self.one_line = report is None and in_notebook()
         self.bar: Bar | None = None
         self.step = self.total = 0
@@ -47,8 +92,7 @@ class Phase(contextlib.AbstractContextManager):
     def __enter__(self) -> "Phase":
         # A re-training knows its length: what it starts from is finished by now.
         exact = self.run.stage == "retrain"
-        steps = self.run.record.settings(self.run).steps if exact else plan.steps(self.run)
-        self.total = round(steps)
+        self.total = round(self.run.record.settings(self.run).steps if exact else steps(self.run))
         if self.one_line and not self.job:
             self.bar = Bar(self.name, self.total)
         return self
