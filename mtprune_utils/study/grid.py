@@ -78,6 +78,21 @@ class Experiment:
         """{name: task} of the data."""
         return data_tasks(self.data, self.data_root)
 
+    @cached_property
+    def numbers(self) -> dict:
+        """The profile's, as nested dicts. For reading only: all runs share it."""
+        return asdict(self.profile)
+
+    @cached_property
+    def criteria(self) -> tuple[str, ...]:
+        """The names of all that there are."""
+        return registry.names("criteria")
+
+    @cached_property
+    def run_names(self) -> dict[tuple, str]:
+        """{stage and cell: name} of the runs named so far: each names those it starts from too."""
+        return {}
+
     def check(self) -> None:
         """Whether its runs are possible: the data is there, and every size can be reached.
 
@@ -194,7 +209,7 @@ class Experiment:
         The last one's run goes down to the floor. Without tuning one run serves all sizes. arm: the
         profile's own schedule ("iterative"), one of `schedules`, or "shuffled".
         """
-        known(criterion, registry.names("criteria"), "criterion")
+        known(criterion, self.criteria, "criterion")
         known(arm, ("iterative", prune.SHUFFLED, *self.schedules), "arm")
         last = len(self.profile.sizes) - 1
         tuned_for = self._level(last if level is None else level)
@@ -211,7 +226,7 @@ class Experiment:
         return Run(self, "score", seed)
 
     def _criterion(self, name: str) -> str:
-        return name if name == UNIFORM else known(name, registry.names("criteria"), "criterion")
+        return name if name == UNIFORM else known(name, self.criteria, "criterion")
 
     def _level(self, level: int) -> int:
         if not 0 <= level < len(self.profile.sizes):
@@ -306,6 +321,9 @@ class Experiment:
         ]
 
 
+_record = cache(get_stage)  # which looks into the folder each time
+
+
 @cache
 def _code(*modules: str) -> str:
     """A hash of modules and of what they import. Read once: a process goes on with what it has."""
@@ -340,7 +358,7 @@ class Run(store.RunFolder):
     @property
     def record(self) -> ModuleType:
         """What there is to know of its stage."""
-        return get_stage(self.stage)
+        return _record(self.stage)
 
     @property
     def cell(self) -> dict:
@@ -384,12 +402,12 @@ class Run(store.RunFolder):
     def params(self) -> dict:
         """Every number that the results depend on, upstream runs' names too, as JSON values."""
         profile = self.profile
+        pruning = dict(self.experiment.numbers["prune"])
         if self.stage == "prune":
-            changed = self.experiment.schedules.get(self.arm, {})
-            profile = replace(profile, prune=replace(profile.prune, **changed))
-        everything = asdict(profile)
+            pruning |= self.experiment.schedules.get(self.arm, {})
         if profile.prune.ranking == "global":  # left out, as before there was a choice: names stay
-            del everything["prune"]["ranking"]
+            del pruning["ranking"]
+        everything = self.experiment.numbers | {"prune": pruning}
         shared = {key: everything[key] for key in SHARED_SETTINGS}
         if profile.weighting != "equal":  # left out, as before there was a choice: names stay
             shared["weighting"] = profile.weighting
@@ -416,6 +434,12 @@ class Run(store.RunFolder):
     @cached_property
     def name(self) -> str:
         """What it is, for people, and the hash of everything that its results depend on."""
+        known_names, key = self.experiment.run_names, (self.stage, *self.cell.values())
+        if key not in known_names:
+            known_names[key] = self._hashed()
+        return known_names[key]
+
+    def _hashed(self) -> str:
         digest = hashlib.sha256(json.dumps(self.params, sort_keys=True).encode()).hexdigest()[:10]
         level = None if self.level is None else f"level{self.level}"
         parts = [self.criterion, f"seed{self.seed}", level, self.arm, digest]
