@@ -42,6 +42,7 @@ def cell(run: Run) -> dict:
 
 
 def job_name(run: Run) -> str:
+    """A run among the jobs of its batch, for people: its stage and cell."""
     plain = ("criterion", "arm")
     named = cell(run).items()
     words = [f"{value}" if name in plain else f"{name} {value}" for name, value in named]
@@ -224,6 +225,7 @@ class Bar:
         bar.update(gone)
 
     def leave(self, line: str) -> None:
+        """End the bar, and show the line in its place."""
         self.bar.total = self.bar.n  # less would be shown as a failure
         self.bar.close()
         if not self.terminal:
