@@ -407,7 +407,7 @@ def test_folders_whose_names_snakemake_misreads_are_refused_at_once(option, name
 STAGE_CELL = """\
 import os, time
 from pathlib import Path
-from mtprune_utils.run.progress import JOB, tell
+from mtprune_utils.events import JOB, tell
 from mtprune_utils.study.profiles import get_profile
 from mtprune_utils.study.grid import Experiment
 experiment = Experiment(get_profile(profile, overrides), data, root, Path(runs))
