@@ -122,8 +122,9 @@ def test_the_readme_says_what_is_told_apart_and_what_is_not(tmp_path):
     about = {"profile": {"sizes": [0.5, 0.3, 0.15], "criteria": ["random", "taylor"]}, "seeds": [0]}
     (place / "fig8_criteria.json").write_text(json.dumps(about))
     text = readme.zoo_paragraph(tmp_path)
-    assert "1 keeps more in some and less in others (taylor)" in text
-    assert "the widths of 1 of 1 criteria" in text and "in 1 of 2 cells (tried for taylor)" in text
+    assert "random filters*: 1 is ahead in some and behind in others (taylor)." in text
+    assert "uniform widths*: 1 is ahead in some cells and behind in none (random)." in text
+    assert "Of taylor the widths were kept" in text and "ahead in 1 of 2 cells" in text
     only = TABLE[TABLE["level"] == 0].assign(low=lambda rows: rows["low"].where(rows.index < 0))
     only.to_csv(place / "fig8_criteria.csv", index=False)
     assert readme.zoo_paragraph(tmp_path) == "", "one seed tells nothing apart"

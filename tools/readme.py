@@ -30,6 +30,7 @@ ZOO = {  # folder of figures: the network and its data
     "zoo_resnet18": "ResNet-18 on rooms",
     "zoo_fashion-multifashion": "VGG-16 on MultiFashion",
 }
+NAMED = 3  # so many criteria at most are named in a sentence
 RESULTS = {"study": "study", "quick": "quick", "fashion": "fashion-multifashion"}
 
 
@@ -118,15 +119,25 @@ def claims_table(figures: Path) -> str:
     header = ("", "the paper says", "the numbers say", "do they agree with the paper?")
     folder, seeds = f"figures/{profile}", int(tables[profile]["seeds_most"].max())
     source = (
-        f"From the `{profile}` profile: {seeds} seeds, small networks, rendered rooms. A cell is a "
-        "criterion, a size and a task. Each is judged by itself; nothing is averaged over cells. "
-        "Numbers are shares of the gap between a predictor that never looks (0) and the dense "
-        "network (1): what is kept (claim 3), or how far the first named is ahead (in claim 2, "
-        f"CosPrune). [Every cell in one figure]({folder}/fig5_claims.png). "
+        f"From the `{profile}` profile: {seeds} seeds, small networks, rendered rooms. Each cell "
+        "is judged by itself; nothing is averaged over cells. "
+        f"[Every cell in one figure]({folder}/fig5_claims.png). "
         "[What each word means](notebooks/08_judge_claims.ipynb). "
         "[All comparisons, and the reasons](docs/results.md)."
     )
-    return f"{_table(header, rows)}\n\n{source}"
+    return f"{_in_short(tables[profile])}\n\n{_table(header, rows)}\n\n{source}"
+
+
+def _in_short(table: pd.DataFrame) -> str:
+    """With which of the paper's claims the numbers agree. table: Table 1, by claim."""
+    verdicts = table.loc[["1", "2", "3", "4"], "paper"]
+    words = {"agrees": "agree with", "disagrees": "disagree with", "cannot say": "cannot say of"}
+    parts = []
+    for verdict, said in words.items():
+        claims = list(verdicts.index[verdicts == verdict])
+        if claims:
+            parts.append(f"{said} claim{'s' * (len(claims) > 1)} {' and '.join(claims)}")
+    return f"**In short, the numbers {'; they '.join(parts)}.**"
 
 
 def zoo_paragraph(figures: Path) -> str:
@@ -147,35 +158,36 @@ def _zoo_sentences(table: pd.DataFrame, folder: Path, network: str) -> str:
     found = {name: comparison.against(table, *sides) for name, sides in comparison.SUMMARY.items()}
     whole, choice, _, widths = found.values()
     cells = table[["level", "task"]].drop_duplicates()
-    told = (choice["ahead"] + choice["behind"]).sum(), choice["cells"].sum()
-    apart = ((widths["ahead"] + widths["behind"]) > 0).sum()
-    image = f"figures/{folder.name}/fig8_criteria.png"
-    return (
-        f"**[{network}]({image})**: {criteria} criteria, {seeds} seeds, {len(cells)} cells (sizes "
-        f"{sizes}, by task). Fine-tuned and held against random filters, "
-        f"{_ahead_and_behind(whole)}. Re-trained from random weights, the widths of {apart} of "
-        f"{len(widths)} criteria are told apart from uniform ones in some cell. With a criterion's "
-        "widths kept and its filters drawn at random, the fine-tuned network is told apart from "
-        f"the criterion's own in {told[0]} of {told[1]} cells (tried for "
-        f"{', '.join(choice.index)})."
-    )
+    better, worse, tried = choice[["ahead", "behind", "cells"]].sum()
+    place = f"figures/{folder.name}"
+    lines = [
+        f"**[{network}]({place}/fig8_criteria.png)**: {criteria} criteria, {seeds} seeds, "
+        f"{len(cells)} cells (sizes {sizes}, by task). [Each criterion's count of cells]"
+        f"({place}/table4_criteria.csv).\n",
+        f"- *Fine-tuned, against random filters*: {_ahead_and_behind(whole)}.",
+        f"- *Re-trained, against uniform widths*: {_ahead_and_behind(widths)}.",
+        f"- *Widths, or filters?* Of {', '.join(choice.index)} the widths were kept and the "
+        f"filters drawn at random. The criterion's own filters are ahead in {better} of {tried} "
+        f"cells and behind in {worse}; in the others no difference is seen.",
+    ]
+    return "\n".join(lines)
 
 
 def _ahead_and_behind(counts: pd.DataFrame) -> str:
+    """Of criteria, by the cells in which each is told apart; the few of a kind are named."""
     ahead, behind = counts["ahead"] > 0, counts["behind"] > 0
     kinds = {
-        "more in some cells and less in none": ahead & ~behind,
-        "less in some and more in none": behind & ~ahead,
-        "more in some and less in others": ahead & behind,
-        "neither more nor less": ~ahead & ~behind,
+        "ahead in some cells and behind in none": ahead & ~behind,
+        "behind in some and ahead in none": behind & ~ahead,
+        "ahead in some and behind in others": ahead & behind,
+        "never told apart": ~ahead & ~behind,
     }
-    words = [
-        f"{chosen.sum()} keep{'s' if chosen.sum() == 1 else ''} {what} "
-        f"({', '.join(counts.index[chosen])})"
-        for what, chosen in kinds.items()
-        if chosen.any()
-    ]
-    return ", ".join(words)
+    words = []
+    for what, chosen in kinds.items():
+        names = list(counts.index[chosen])
+        few = f" ({', '.join(names)})" if len(names) <= NAMED else ""
+        words += [f"{len(names)} {'is' if len(names) == 1 else 'are'} {what}{few}"] if names else []
+    return "; ".join(words)
 
 
 def whole_claims_table(figures: Path) -> str:
@@ -234,7 +246,9 @@ def gpu_tables(benchmarks: Path) -> str:
             runs.append((path.stem.removeprefix("run-"), *counts, *minutes))
         header = ("criterion", "stretches", "steps each", "of", "minutes", "minutes in full")
         ranked = pd.read_csv(folder / "scores.csv")
-        columns = ["criterion", "comparison", "rank correlation", "chosen by both, of 100"]
+        of_both = ranked["chosen by both, of 100"].map("{:.0%}".format)
+        ranked = ranked.assign(**{"of 100 filters, chosen by both": of_both})
+        columns = ["criterion", "comparison", "rank correlation", "of 100 filters, chosen by both"]
         checks = pd.read_csv(folder / "checks.csv")[["check", "outcome", "detail"]]
         tables = (
             steps_table,
