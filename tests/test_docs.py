@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import PurePath
 from types import SimpleNamespace
 
 import matplotlib
@@ -194,7 +195,8 @@ def test_commands_name_what_there_is(page):
             for name in settings:
                 assert re.search(rf"^{name} =", makefile, re.MULTILINE), name
             assert settings.get("PROFILE", "quick") in PROFILES
-            assert settings.get("DATA", "rooms") in (*names("datasets"), *own)
+            plugged = PurePath(settings.get("PLUGIN", "")).stem
+            assert settings.get("DATA", "rooms") in (*names("datasets"), *own, plugged)
             assert (PROJECT / "cluster" / settings.get("ON", "slurm")).is_dir()
             if page.name != "code.md":  # whose overrides name entries of its own
                 get_profile(

@@ -14,7 +14,7 @@ trains, prunes and draws on it. ROOT holds two folders, whose files go together 
 
 Files are read and checked once, then kept decoded in a cache. What is wrong with one is said in a
 line that names it. For other kinds of targets see mtprune_utils/tasks; for fewer tasks, delete one
-here and in `tasks`.
+in `tasks` and where it is read. CosPrune needs at least two.
 """
 
 from pathlib import Path
