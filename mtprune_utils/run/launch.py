@@ -707,8 +707,8 @@ def perform(options: argparse.Namespace) -> int:
         parameters: dict[str, Any] = {
             name: text if name in texts else parsed(text) for name, text in options.parameters
         }
-        if options.plugin:
-            given = parameters.get("overrides", {})
+        given = parameters.get("overrides", {})
+        if options.plugin and isinstance(given, dict):  # what is none is refused below
             parameters["overrides"] = with_plugin(given, options.plugin)
         cluster.unpack(options.unpack)
         expected = [file for file in options.expect if file not in options.pack]

@@ -47,6 +47,8 @@ class Running:
 
     def at(self, step: int, total: int, said: str) -> None:
         self.heard = time.monotonic()
+        if step < self.step or total != self.total:  # another run, before the job's own
+            self.begun = None
         self.step, self.total, self.said = step, total, said
         self.begun = self.begun or (self.heard, step)
 
@@ -164,7 +166,7 @@ class Screen:
                     real[kind] += took[job.name]
         if not (real or self.measured):
             return {}
-        factors = {kind: real[kind] / thought[kind] for kind in real}
+        factors = {kind: real[kind] / thought[kind] for kind in real if thought[kind]}
         rest = factors.get("", 1.0)
         stage = {job.name: job.name.split()[0] for job in self.again.values()}
         return {

@@ -216,6 +216,8 @@ class Bar:
     def at(self, step: int, said: str) -> None:
         """Go to a step. One that others have done, before an interruption, counts for no speed."""
         bar = self.bar
+        if bar.disable:  # nobody sees it, and it has no such numbers
+            return
         gone = step - bar.n
         if gone not in (0, 1):
             for name in ("initial", "n", "last_print_n"):
