@@ -63,7 +63,7 @@ def test_every_link_leads_somewhere(document):
 # takes them by name; `files`, `processes` and `registry` serve all.
 ENTRIES = ("tasks", "criteria", "backbones", "datasets", "schedules", "rankings", "weightings")
 ORDER = {"core": 0, **dict.fromkeys(ENTRIES, 1), "stages": 2, "study": 3, "run": 4}
-SERVING = {"files", "processes", "registry"}
+SERVING = {"events", "files", "processes", "registry"}
 BY_NAME = {f"{entries}.__init__" for entries in ENTRIES}  # what looks an entry up
 
 
