@@ -21,6 +21,7 @@ from mtprune_utils.tasks.segmentation import segmentation
 sys.path.insert(0, str(PROJECT / "tools"))  # which are no part of the package
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # results repeat to the bit on the CPU only
 
+LAUNCH = [sys.executable, "-m", "mtprune_utils.run.launch"]  # as jobs of a batch are started
 CLASSES = ("a", "b", "c", "d", "e")
 TASKS = {task.name: task for task in (segmentation(CLASSES), depth(), normals())}
 WIDTHS = (8, 8, 8, 8, 10, 10, 10, 12, 12, 12, 12, 12, 12)  # of VGG-16's layers

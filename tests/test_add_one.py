@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -16,6 +15,7 @@ import pandas as pd
 import pytest
 
 import test_runs
+from conftest import LAUNCH
 from mtprune_utils import registry
 from mtprune_utils.files import PROJECT, read_json, read_table, write_json
 from mtprune_utils.run.launch import is_current, reopen_outdated
@@ -228,7 +228,7 @@ def copied(repository: Path, notebooks=NOTEBOOKS) -> Path:
 
 def batch(repository: Path, *more: str, **overrides) -> list[str]:
     """Run it; which jobs were done, sorted."""
-    command = [sys.executable, "-m", "mtprune_utils.run.launch", "figures", "--profile", "smoke"]
+    command = [*LAUNCH, "figures", "--profile", "smoke"]
     numbers = ["--overrides", json.dumps(TINY | overrides), "--jobs", "2", *more]
     environment = os.environ | {"PYTHONPATH": str(repository)}  # of kernels, too
     result = subprocess.run(

@@ -20,6 +20,7 @@ import nbformat
 import papermill
 import pytest
 
+from conftest import LAUNCH
 from mtprune_utils import events
 from mtprune_utils.files import KINDS, PROJECT
 from mtprune_utils.run import launch
@@ -137,14 +138,7 @@ def test_whole_number_is_taken_for_a_float(here):
 
 def test_good_run_through_the_command_line(here):
     write_notebook(here / "nb.ipynb", GOOD, "")
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "nb.ipynb",
-        "done/out.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "nb.ipynb", "done/out.ipynb"]
     result = subprocess.run(
         [*command, "-p", "number", "7", "--expect", "out.txt"], capture_output=True, text=True
     )
@@ -184,14 +178,7 @@ def test_what_a_notebook_warns_of_is_said_on_the_terminal(here, capsys):
 
 def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
     write_notebook(here / "nb.ipynb", GOOD.replace('"out.txt"', 'f"{number}.txt"'))
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "nb.ipynb",
-        "out.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "nb.ipynb", "out.ipynb"]
     runs = [
         subprocess.Popen([*command, "-p", "number", str(i), "--expect", f"{i}.txt"])
         for i in range(2)
@@ -206,9 +193,7 @@ def test_two_runs_to_one_path_at_once_leave_one_whole_notebook(here):
 def test_kernel_ends_with_its_runner(here, signum):
     sleep = 'import os, time\nopen("pid", "w").write(str(os.getpid()))\ntime.sleep(600)'
     write_notebook(here / "nb.ipynb", sleep)
-    runner = subprocess.Popen(
-        [sys.executable, "-m", "mtprune_utils.run.launch", "notebook", "nb.ipynb", "out.ipynb"]
-    )
+    runner = subprocess.Popen([*LAUNCH, "notebook", "nb.ipynb", "out.ipynb"])
     wait_for(lambda: Path("pid").exists() and Path("pid").read_text())
     runner.send_signal(signum)
     assert runner.wait(timeout=100) != 0
@@ -279,14 +264,7 @@ def test_a_notebook_runs_on_the_launchers_own_python_and_style(here, home):
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.kernelspec = {"name": "py39_torch", "display_name": "py39_torch"}
     nbformat.write(notebook, path)
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "nb.ipynb",
-        "out.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "nb.ipynb", "out.ipynb"]
     result = subprocess.run([*command, "--expect", "ü.txt"], capture_output=True, env=environment)
     assert result.returncode == 0, result.stderr
     outputs = nbformat.read("out.ipynb", as_version=4).cells[-1].outputs
@@ -519,7 +497,7 @@ def repository(finished_repository, tmp_path):
 
 def batch_command(overrides):
     overrides = json.dumps({**OVERRIDES, **overrides})
-    program = [sys.executable, "-m", "mtprune_utils.run.launch", "figures"]
+    program = [*LAUNCH, "figures"]
     return [*program, "--profile", "smoke", "--overrides", overrides]
 
 
@@ -801,7 +779,7 @@ def test_refreshed_notebooks_hold_outputs_and_nothing_volatile(repository):
     for notebook in set(repository.glob("notebooks/*.ipynb")) - {kept}:
         notebook.unlink()
     (repository / "runs/smoke/left_over").touch()
-    command = [sys.executable, "-m", "mtprune_utils.run.launch", "refresh"]
+    command = [*LAUNCH, "refresh"]
     own = os.environ | {"PYTHONPATH": str(repository)}
     subprocess.run(command, cwd=repository, check=True, env=own)
     notebook = nbformat.read(repository / "notebooks/01_train_dense.ipynb", as_version=4)

@@ -3,11 +3,11 @@
 import json
 import re
 import subprocess
-import sys
 
 import pandas as pd
 import pytest
 
+from conftest import LAUNCH
 from mtprune_utils.files import PROJECT
 from mtprune_utils.study import store
 
@@ -18,14 +18,7 @@ def batch(tmp_path_factory):
     place = tmp_path_factory.mktemp("batch")
 
     def run(*more):
-        command = [
-            sys.executable,
-            "-m",
-            "mtprune_utils.run.launch",
-            "figures",
-            "--profile",
-            "smoke",
-        ]
+        command = [*LAUNCH, "figures", "--profile", "smoke"]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
         return subprocess.run(
             [*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=900
@@ -143,13 +136,7 @@ def test_one_criterion_alone_is_judged_too(batch):
         "figures": str(place / "alone"),
         "overrides": json.dumps(alone),
     }
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "notebooks/08_judge_claims.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "notebooks/08_judge_claims.ipynb"]
     given = [word for name, value in parameters.items() for word in ("-p", name, value)]
     result = subprocess.run(
         [*command, str(place / "alone.ipynb"), *given], cwd=PROJECT, capture_output=True, text=True

@@ -21,7 +21,7 @@ import nbformat
 import pytest
 import torch
 
-from conftest import convs
+from conftest import LAUNCH, convs
 from mtprune_utils import files
 from mtprune_utils.core import trainer
 from mtprune_utils.core.checkpoints import Interrupted
@@ -464,9 +464,7 @@ def test_every_stage_has_its_notebook_and_its_defaults_are_a_run():
 
 def test_the_command_line_refuses_it_too(tmp_path):
     command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
+        *LAUNCH,
         "notebook",
         "notebooks/02_prune_iteratively.ipynb",
         str(tmp_path / "out.ipynb"),

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import LAUNCH
 from mtprune_utils.core.checkpoints import Interrupted
 from mtprune_utils.files import PROJECT, UNFINISHED
 from mtprune_utils.stages import dense
@@ -217,13 +218,7 @@ def test_a_batch_systems_time_limit_leaves_a_checkpoint_and_an_exit_code_of_its_
     overrides = json.dumps({"dense.steps": 100_000, "checkpoint_seconds": 2})
     parameters = {"profile": "smoke", "runs": str(tmp_path), "overrides": overrides}
     words = [word for name, value in parameters.items() for word in ("-p", name, value)]
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "notebooks/01_train_dense.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "notebooks/01_train_dense.ipynb"]
     runner = subprocess.Popen(
         [*command, str(tmp_path / "out.ipynb"), *words],
         cwd=PROJECT,

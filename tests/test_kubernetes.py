@@ -5,13 +5,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from conftest import LAUNCH
 from mtprune_utils.files import PROJECT
 from mtprune_utils.run.cluster import Cluster
 
@@ -120,9 +120,7 @@ def asked(tmp_path_factory):
     try:
         (place / "kubeconfig").write_text(KUBECONFIG.replace("URL", here))
         command = [
-            sys.executable,
-            "-m",
-            "mtprune_utils.run.launch",
+            *LAUNCH,
             "figures",
             "--profile",
             "smoke",

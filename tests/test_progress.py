@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from tqdm import tqdm
 
+from conftest import LAUNCH
 from mtprune_utils import events
 from mtprune_utils.files import PROJECT
 from mtprune_utils.run import launch, notebook, plan, progress
@@ -364,14 +365,7 @@ execute(Experiment.open("smoke", "rooms", "", runs).dense(0))"""
 def test_a_notebook_run_by_hand_shows_its_bar_on_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
     write_notebook(tmp_path / "nb.ipynb", CELLS, parameters='runs: str = "runs"')
-    command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
-        "notebook",
-        "nb.ipynb",
-        "out.ipynb",
-    ]
+    command = [*LAUNCH, "notebook", "nb.ipynb", "out.ipynb"]
     runs = str(tmp_path / "runs")
     code, said = in_terminal([*command, "-p", "runs", runs], tmp_path)
     assert code == 0, said

@@ -10,11 +10,11 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
+from conftest import LAUNCH
 from loopback_slurm import lacking, slurm
 from mtprune_utils.files import PROJECT, read_table
 from mtprune_utils.run import plan
@@ -50,9 +50,7 @@ def copy_repository(place):
 def launcher(repository, environment, *more):
     """The batch's driver, what it says going to a file. It ends with the block in any case."""
     command = [
-        sys.executable,
-        "-m",
-        "mtprune_utils.run.launch",
+        *LAUNCH,
         "figures",
         "--profile",
         "smoke",

@@ -109,9 +109,9 @@ class Seconds:
         self.measured: Experiment | None = None  # the one that was
         for folder, measured in places:
             self.file = folder / measured.label / store.TIMINGS
-            rows = read_table(self.file) if self.file.exists() else []
+            self.rows = read_table(self.file) if self.file.exists() else []
             # Of figures alone, as where all runs came from elsewhere, nothing is told.
-            if any(row["stage"] != "figure" for row in rows):
+            if any(row["stage"] != "figure" for row in self.rows):
                 self.measured = measured
                 break
 
@@ -129,7 +129,7 @@ class Seconds:
         runs = {job_name(run): run for run in self.measured.runs()} if self.measured else {}
         spent: dict[tuple, float] = defaultdict(float)
         work: dict[tuple, float] = defaultdict(float)
-        for row in read_table(self.file):
+        for row in self.rows:
             if run := runs.get(row["job"]):  # else the profile has changed since
                 for kind in _kinds(run):
                     spent[kind] += max(float(row["seconds"]) - STARTUP, 0.0)
