@@ -141,13 +141,15 @@ def load_plugin(path: str) -> None:
         raise ValueError(f"{path} holds no entry: put files into one of its folders {folders}")
     for module, file in found.items():
         _check_entry(module, file)
+    added = found.keys() - PLUGGED.keys()
     PLUGGED.update(found)
     for module, file in found.items():
         try:
             import_module(f"{NAME}.{module}")
         except Exception as error:
-            for added in found:
-                del PLUGGED[added]
+            for one in added:
+                del PLUGGED[one]
+                sys.modules.pop(f"{NAME}.{one}", None)
             said = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{file} fails as it is imported: {said}") from error
 
@@ -186,7 +188,8 @@ def _defined(file: Path) -> set[str]:
         raise ValueError(f"{file} is no Python module: {error}") from None
     symbols = [s for s in table.get_symbols() if s.is_assigned() or s.is_imported()]
     found = {symbol.get_name() for symbol in symbols}
-    functions = {s.get_name(): s.get_namespace() for s in symbols if s.is_namespace()}
+    # The last of those that are defined several times.
+    functions = {s.get_name(): s.get_namespaces()[-1] for s in symbols if s.is_namespace()}
     if "build" in functions:
         takes: tuple = getattr(functions["build"], "get_parameters", tuple)()
         found.add("build(tasks, epoch)" if len(takes) == 2 else "build(stride)")

@@ -2,7 +2,9 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -25,6 +27,13 @@ LAUNCH = [sys.executable, "-m", "mtprune_utils.run.launch"]  # as jobs of a batc
 CLASSES = ("a", "b", "c", "d", "e")
 TASKS = {task.name: task for task in (segmentation(CLASSES), depth(), normals())}
 WIDTHS = (8, 8, 8, 8, 10, 10, 10, 12, 12, 12, 12, 12, 12)  # of VGG-16's layers
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """Commands set variables for what they start: in a test, not those of the next one."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def random_split(images: int, size: int = 32, seed: int = 0) -> Split:

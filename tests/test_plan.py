@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from mtprune_utils.files import PROJECT, csv_text, read_table
 from mtprune_utils.run import cluster, plan
 from mtprune_utils.run.plan import BATCH_START, BETWEEN_JOBS, Job
 from mtprune_utils.study.grid import Experiment
+from mtprune_utils.study.phases import steps
 from mtprune_utils.study.profiles import get_profile
 
 QUICK = PROJECT / "figures/quick/timings.csv"
@@ -52,6 +54,39 @@ def test_a_run_of_twice_the_steps_takes_twice_as_long_but_for_its_start():
 
     assert seconds(**{"dense.steps": 2600}) == pytest.approx(2 * seconds())
     assert seconds(batch_size=16) == pytest.approx(2 * seconds())
+
+
+def test_a_batch_of_other_numbers_tells_nothing_of_this_one(tmp_path):
+    """As `quick-custom` may be of any overrides: what `quick` took is scaled instead."""
+    experiment = quick(batch_size=16)
+    rows = [{**row, "seconds": 1e4} for row in read_table(QUICK)]
+    place = tmp_path / experiment.label
+    place.mkdir()
+    (place / "timings.csv").write_text(csv_text(rows))
+    run = experiment.dense(0)
+    assert plan.Seconds(experiment, tmp_path)(run) == plan.Seconds(experiment)(run)
+
+
+def test_figures_alone_measure_nothing(tmp_path):
+    experiment = quick()
+    rows = [row for row in read_table(QUICK) if row["stage"] == "figure"]
+    place = tmp_path / experiment.label
+    place.mkdir()
+    (place / "timings.csv").write_text(csv_text(rows))
+    assert plan.Seconds(experiment, tmp_path).file == QUICK
+
+
+def test_a_run_that_is_tuned_for_a_size_ends_there():
+    """As long as those of the committed `study` are, to a quarter: criteria differ."""
+    experiment = Experiment(get_profile("study"))
+    rows = read_table(PROJECT / "figures/study/results/prune_evaluations.csv")
+    took = {}
+    for row in rows:
+        took[row["run"]] = max(took.get(row["run"], 0), int(row["step"]))
+    for level in range(len(experiment.profile.sizes)):
+        ends = {n for run, n in took.items() if f"taylor-seed0-level{level}-iterative" in run}
+        expected = steps(experiment.prune("taylor", 0, level))
+        assert [expected] == pytest.approx([*ends], rel=0.25)
 
 
 def test_a_schedule_done_by_hand():
@@ -147,3 +182,17 @@ def test_events_come_in_their_order_each_once_between_the_other_lines(tmp_path, 
     lines = list(cluster.with_events(iter(["snakemake\n"]), tmp_path))
     assert lines == ["snakemake\n", "a\n", "b\n", "c\n"]
     assert not list(cluster.take_events(tmp_path))
+
+
+def test_events_come_though_snakemake_talks_without_a_pause(tmp_path, monkeypatch):
+    monkeypatch.setenv(events.FOLDER, str(tmp_path))
+    monkeypatch.setattr(cluster, "POLL", 0.05)
+    events.put("event\n")
+
+    def talk():
+        for _ in range(100):
+            time.sleep(0.01)
+            yield "snakemake\n"
+
+    lines = list(cluster.with_events(talk(), tmp_path))
+    assert 0 < lines.index("event\n") < 50

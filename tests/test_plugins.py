@@ -178,6 +178,23 @@ def test_a_plugin_that_is_missing_or_another_one_of_the_same_name_is_refused(tmp
         registry.load_plugin(str(written(tmp_path / "b" / "energy.py", CRITERION)))
 
 
+def test_one_that_fails_leaves_those_loaded_before_as_they_were(tmp_path):
+    folder = written(tmp_path / "mine" / "criteria" / "energy.py", CRITERION).parents[1]
+    registry.load_plugin(str(folder))
+    energy = registry.entry("criteria", "energy", "criterion")
+    written(folder / "criteria" / "failing.py", f"{CRITERION}\nraise OSError('no disk')\n")
+    with pytest.raises(ValueError, match="fails as it is imported: OSError: no disk"):
+        registry.load_plugin(str(folder))
+    assert [*registry.PLUGGED] == ["criteria.energy"]
+    assert registry.entry("criteria", "energy", "criterion") is energy
+
+
+def test_what_is_defined_twice_counts_once(tmp_path):
+    twice = f"{CRITERION}\n\ndef helper():\n    pass\n\n\ndef helper():\n    pass\n"
+    registry.load_plugin(str(written(tmp_path / "energy.py", twice)))
+    assert "energy" in registry.names("criteria")
+
+
 # --- data that is not in the common form ---
 
 

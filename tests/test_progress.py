@@ -233,6 +233,13 @@ def test_nothing_is_expected_of_jobs_that_are_given_up(tmp_path, clock):
     assert left(batch) == 200 + plan.BETWEEN_JOBS
 
 
+def test_what_runs_alone_waits_for_what_is_left(tmp_path, clock):
+    alone = [*JOBS[:3], Job("figure fig4_speedup", 30.0, (0,), alone=True)]
+    batch = a_batch(tmp_path, clock)
+    batch.screen = progress.Screen(alone, True, {DENSE}, 2)
+    assert left(batch) == 200 + 30 + 2 * plan.BETWEEN_JOBS
+
+
 # --- a run's phase ---
 
 
@@ -325,6 +332,17 @@ def test_a_job_tells_where_it_is_as_often_as_is_asked(bars, tmp_path, clock, mon
             clock[0] += 1
     assert not bars, "nobody sees a job's notebook"
     assert told == [(DENSE, "at", {"step": step, "total": 24, "said": ""}) for step in (0, 10, 20)]
+
+
+def test_nothing_is_told_where_nobody_asks(bars, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setenv(events.JOB, DENSE)
+    monkeypatch.delenv(events.EVERY, raising=False)
+    monkeypatch.setattr(phases, "tell", lambda *event, **more: told.append(event))
+    with pytest.raises(KeyboardInterrupt), Phase(smoke(tmp_path).dense(0)) as phase:
+        phase.at(0, "", dict)
+        raise KeyboardInterrupt
+    assert told == []
 
 
 def test_steps_before_an_interruption_count_for_no_speed():

@@ -39,6 +39,7 @@ MENU = (  # of the how-to pages, the first
 )
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 PICTURE = re.compile(r"^!\[([^\]]*)\]\(([^()\s]+)\)$", re.MULTILINE)  # on a line of its own
+OWN = re.compile("^smoke|-custom$")  # a reader's own experiments, which are no results
 LABEL = re.compile(r"fig(\d+)_(\w+)")
 
 
@@ -53,7 +54,7 @@ class Site:
                 (PROJECT / FIGURES).iterdir(),
                 key=lambda p: (p.name not in FIRST, p.name != "study"),
             )
-            if (place / "results").exists() and not place.name.startswith("smoke")
+            if (place / "results").exists() and not OWN.search(place.name)
         ]
         self.notebooks = {name: path.stem for name, path in store.figure_notebooks().items()}
 

@@ -44,7 +44,6 @@ def parser() -> argparse.ArgumentParser:
 
     one = add(vouch, "repeat committed runs by the code as it is: does it give the same numbers?")
     launch.add_experiment(one)
-    launch.add_plugin(one)
     compared = "what to compare with; default: the tables, or the code that made them"
     one.add_argument("--base", metavar="COMMIT", help=compared)
 
@@ -98,8 +97,7 @@ def vouch(options: argparse.Namespace) -> int:
     from mtprune_utils.study.grid import Experiment
     from mtprune_utils.study.vouch import vouch
 
-    where = (options.profile, options.data, options.root, "runs")
-    experiment = Experiment.open(*where, launch.with_plugin({}, options.plugin))
+    experiment = Experiment.open(options.profile, options.data, options.root, "runs")
     for stamp in vouch(experiment, options.base):
         print(f"{stamp['stage']}: {stamp['to']} gives what {', '.join(stamp['from'])} gave")
     return 0

@@ -7,6 +7,7 @@ the queue is asked; how many short jobs go together.
 
 import getpass
 import hashlib
+import math
 import os
 import queue
 import re
@@ -66,6 +67,12 @@ class Cluster:
             given += ["--groups", *(f"{stage}={stage}" for stage in counts)]
             given += ["--group-components", *(f"{stage}={n}" for stage, n in counts.items())]
         return given
+
+    @property
+    def most(self) -> float:
+        """How many jobs it is given at a time."""
+        number = self.settings.get("jobs", 1)
+        return math.inf if number == "unlimited" else number
 
     @property
     def shares_files(self) -> bool:
@@ -169,6 +176,7 @@ def with_events(said: Iterator[str], folder: Path) -> Iterator[str]:
 
     threading.Thread(target=pass_on, daemon=True).start()
     line: str | None = ""
+    looked = time.monotonic()
     while line is not None:
         try:
             line = lines.get(timeout=POLL)
@@ -176,5 +184,6 @@ def with_events(said: Iterator[str], folder: Path) -> Iterator[str]:
             line = ""
         if line:
             yield line
-        else:
+        if not line or time.monotonic() - looked > POLL:  # Snakemake may talk without a pause
             yield from take_events(folder)
+            looked = time.monotonic()

@@ -15,6 +15,7 @@ its kernel and needs none.
 import argparse
 import contextlib
 import getpass
+import io
 import json
 import os
 import re
@@ -410,7 +411,7 @@ def make_figures(
             seconds = plan.stage_seconds(experiment, place.parent)
             where = [*elsewhere.arguments(seconds), *at_once]
             where += SHARED_FILES if elsewhere.shares_files else ()
-            most = jobs or elsewhere.settings.get("jobs", 1)
+            most = jobs or elsewhere.most
         else:
             most = jobs or os.cpu_count() or 1
             progress, where = Progress(timings, f"{most} at a time"), local_arguments(most)
@@ -684,6 +685,9 @@ def guarded(perform: Callable[[argparse.Namespace], int], options: argparse.Name
     signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     # A shell's background jobs start with it ignored.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # for names that the locale has no letters for
+            stream.reconfigure(errors="backslashreplace")
     choose_cache()
     try:
         return perform(options)
@@ -732,7 +736,4 @@ def perform(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    for stream in (sys.stdout, sys.stderr):
-        # For names that the locale has no letters for.
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(main())

@@ -105,7 +105,7 @@ class Seconds:
     def __init__(self, experiment: Experiment, figures: Path = PROJECT / "figures"):
         own = replace(experiment, profile=get_profile(experiment.profile.name))
         other = Experiment(get_profile(MEASURED))
-        places = (figures, experiment), (PROJECT / "figures", own), (PROJECT / "figures", other)
+        places = (figures, own), (PROJECT / "figures", own), (PROJECT / "figures", other)
         self.measured: Experiment | None = None  # the one that was
         for folder, measured in places:
             self.file = folder / measured.label / store.TIMINGS
@@ -212,7 +212,7 @@ class Driver:
 LOCAL = Driver()
 
 
-def makespan(jobs: list[Job], workers: int, driver: Driver = LOCAL) -> float:
+def makespan(jobs: list[Job], workers: float, driver: Driver = LOCAL) -> float:
     """Seconds of the whole batch, a free worker always taking the foremost job that can start."""
     waiting = [len(job.inputs) for job in jobs]
     followers: list[list[int]] = [[] for _ in jobs]

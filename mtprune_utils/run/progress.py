@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +74,7 @@ class Screen:
     workers: how many run at a time.
     """
 
-    def __init__(self, jobs: "list[plan.Job]", measured: bool, finished: set[str], workers: int):
+    def __init__(self, jobs: "list[plan.Job]", measured: bool, finished: set[str], workers: float):
         from rich.console import Console
 
         self.measured, self.workers, self.start = measured, workers, time.monotonic()
@@ -85,7 +85,7 @@ class Screen:
         self.console = Console()
 
     @classmethod
-    def of(cls, experiment, figures: Path, workers: int) -> "Screen":
+    def of(cls, experiment, figures: Path, workers: float) -> "Screen":
         """For a batch whose figures lie there."""
         from mtprune_utils.run import plan
 
@@ -194,5 +194,5 @@ class Screen:
             seconds = at_work.left(expected[job.name]) or 0.0 if at_work else expected[job.name]
             inputs = tuple(number[i] for i in job.inputs if i in number)
             priority = FIRST if at_work else job.priority
-            jobs.append(plan.Job(job.name, seconds, inputs, priority))
+            jobs.append(replace(job, seconds=seconds, inputs=inputs, priority=priority))
         return plan.makespan(jobs, self.workers) - plan.BATCH_START if jobs else 0.0

@@ -11,6 +11,7 @@ from torch import Tensor
 from mtprune_utils.core import trainer
 from mtprune_utils.core.checkpoints import Checkpoints, Interrupted, random_state, set_random_state
 from mtprune_utils.core.data import Dataset
+from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.targets import IGNORE, Depth, ImageClass, Labels, Normals
 from mtprune_utils.core.task import Task
 from mtprune_utils.datasets import load_dataset
@@ -24,10 +25,17 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOTDIR)
 
 
 def load_data(run: Run) -> Dataset:
-    """The run's data set, as many images as its profile takes, on the CPU."""
+    """The run's data set, see `checked_data`."""
+    return checked_data(run.experiment.data, run.experiment.data_root, run.profile)
+
+
+def checked_data(data: str, root: str, profile: Profile) -> Dataset:
+    """A data set, as many images as the profile takes, on the CPU.
+
+    Raises ValueError where it is not as `check_dataset` wants it.
+    """
     names = ("train_images", "test_images", "validation_share")
-    images = {name: getattr(run.profile, name) for name in names}
-    dataset = load_dataset(run.experiment.data, run.experiment.data_root, **images)
+    dataset = load_dataset(data, root, **{name: getattr(profile, name) for name in names})
     check_dataset(dataset)
     return dataset
 

@@ -20,10 +20,10 @@ from mtprune_utils.core.model import Architecture, Interface, MultiTaskModel, bu
 from mtprune_utils.core.pretrained import CONFIG, load_pretrained, save_pretrained
 from mtprune_utils.core.settings import Profile
 from mtprune_utils.core.task import Task, channels
-from mtprune_utils.datasets import load_dataset
 from mtprune_utils.files import read_json, write_atomically
 from mtprune_utils.stages._training import DENSE, device_of, set_up
 from mtprune_utils.study import store
+from mtprune_utils.study.execute import checked_data
 from mtprune_utils.study.grid import SHARED_SETTINGS
 from mtprune_utils.study.profiles import get_profile
 
@@ -206,9 +206,7 @@ def evaluate(
     Raises ValueError, in one line, where network and data do not fit.
     """
     chosen = _profile(network, profile, overrides or {})
-    names = ("train_images", "test_images", "validation_share")
-    images = {name: getattr(chosen, name) for name in names}
-    dataset = load_dataset(data or network.data or "rooms", root, **images)
+    dataset = checked_data(data or network.data or "rooms", root, chosen)
     device = device_of(chosen)
     set_up(chosen, device)
     ready = dataset.resized_for_evaluation(chosen.crop).to(device)

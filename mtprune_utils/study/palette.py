@@ -34,7 +34,7 @@ DASHES = ("", "5 3", "1.5 2.5", "7 2 1.5 2")  # as in SVG's stroke-dasharray
 
 
 def style_of(criterion: str) -> tuple[str, str, str]:
-    """Colour, label and dashes of a criterion; no two criteria have the same colour and dashes.
+    """Colour, label and dashes of a criterion; no two of up to 24 have the same colour and dashes.
 
     >>> style_of("taylor")
     ('#DD7700', 'Taylor', '')

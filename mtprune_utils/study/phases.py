@@ -64,10 +64,13 @@ def steps(run: Run) -> float:
 
 
 def _pruning_steps(run: Run) -> int:
-    own = prune.scheduled(run)
+    own, sizes = prune.scheduled(run), run.profile.sizes
     widths = architecture(run.profile, channels(run.experiment.tasks)).width_list
-    landings = len(run.profile.sizes)
-    return (len(removal_plan(widths, own)) + landings + 1) * own.prune_interval
+    plan, last = removal_plan(widths, own), len(sizes) - 1
+    level = last if run.level is None else run.level
+    if level < last:  # it ends there; parameters go about with the square of the filters
+        plan = [left for left in plan if left >= math.sqrt(sizes[level]) * sum(widths)]
+    return (len(plan) + level + 2) * own.prune_interval
 
 
 # --- the phase ---
@@ -87,7 +90,7 @@ class Phase(contextlib.AbstractContextManager):
         self.step = self.total = 0
         self.facts: list[str] = []
         self.evaluated = True  # since the state was last read
-        self.job, self.every = os.environ.get(JOB), float(os.environ.get(EVERY, "inf"))
+        self.job, self.every = os.environ.get(JOB), os.environ.get(EVERY)
         self.told = -math.inf
 
     def __enter__(self) -> "Phase":
@@ -124,14 +127,14 @@ class Phase(contextlib.AbstractContextManager):
             self.evaluated |= step % interval == 0  # a removal, whose losses have been read
         if run.stage == "tune":
             step += int(part.removeprefix(TRIAL)) * self.total // run.profile.tuning.trials
-        self.step = step
+        self.step, self.total = step, max(self.total, step)
         if not (self.bar or self.job):
             return
         if self.evaluated:
             self.evaluated, self.facts = False, [*filter(None, [part]), *facts(state())]
         if self.bar:
             self.bar.at(step, ", ".join(self.facts))
-        if self.job and time.monotonic() - self.told >= self.every:
+        if self.job and self.every and time.monotonic() - self.told >= float(self.every):
             self.told = time.monotonic()
             tell(self.job, "at", step=step, total=self.total, said=", ".join(self.facts))
 
@@ -223,6 +226,7 @@ class Bar:
             for name in ("initial", "n", "last_print_n"):
                 setattr(bar, name, getattr(bar, name) + gone)
             gone = 0
+        bar.total = max(bar.total, step)
         bar.set_postfix_str(said, refresh=False)
         bar.update(gone)
 
