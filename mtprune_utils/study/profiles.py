@@ -156,11 +156,11 @@ PROFILES = {
             ZOO,
             name="zoo_fashion",
             train_images=12_000,
-            test_images=2_000,
+            test_images=1_000,
             image_height=36,
             crop=36,
             scale=(1.0, 1.0),
-            batch_size=32,
+            batch_size=16,
         ),
         Profile(
             "paper",
