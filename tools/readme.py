@@ -30,7 +30,7 @@ ZOO = {  # folder of figures: the network and its data
     "zoo_resnet18": "ResNet-18 on rooms",
     "zoo_fashion-multifashion": "VGG-16 on MultiFashion",
 }
-NAMED = 3  # so many criteria at most are named in a sentence
+NAMED = 3  # so many criteria at most are named in a cell
 RESULTS = {"study": "study", "quick": "quick", "fashion": "fashion-multifashion"}
 
 
@@ -59,11 +59,9 @@ def notebook_table(figures: Path) -> str:
         there = next((image for image in images if image.exists()), None)
         shown = f"[{figure}](figures/{there.parent.name}/{there.name})" if there else ""
         link = f"[{path.stem}](notebooks/{path.name})"
-        command = f"notebooks/{path.name} my_run.ipynb {about['example']}"
         minutes = f"{runs['seconds'].mean() / 60:.1f}" if len(runs) else "–"
-        rows.append((about["shows"], link, f"`{command}`", len(runs), minutes, shown))
-    run = "one run of it: `RUN` and"
-    header = ("paper", "notebook", run, "runs in the batch", "minutes each", "figure")
+        rows.append((about["shows"], link, f"`{about['example']}`", len(runs), minutes, shown))
+    header = ("paper", "notebook", "one run", "runs in the batch", "minutes each", "figure")
     return _table(header, rows)
 
 
@@ -140,54 +138,56 @@ def _in_short(table: pd.DataFrame) -> str:
     return f"**In short, the numbers {'; they '.join(parts)}.**"
 
 
-def zoo_paragraph(figures: Path) -> str:
+def zoo_table(figures: Path) -> str:
     """Whether the criterion matters, by Figure 8 of each profile of the zoo that there is."""
-    parts = []
+    rows = []
     for folder, network in ZOO.items():
         path = figures / folder / "fig8_criteria.csv"
         table = pd.read_csv(path) if path.exists() else pd.DataFrame({"low": []})
         if table["low"].notna().any():  # of more than one seed
-            parts.append(_zoo_sentences(table, figures / folder, network))
-    return "\n\n".join(parts)
+            rows.append(_zoo_row(table, figures / folder, network))
+    if not rows:
+        return ""
+    header = (
+        "pruned, criteria × seeds × cells",
+        "fine-tuned, against random filters",
+        "re-trained, against uniform widths",
+        "own filters, against random ones at the same widths",
+    )
+    return _table(header, rows)
 
 
-def _zoo_sentences(table: pd.DataFrame, folder: Path, network: str) -> str:
-    about = read_json(folder / "fig8_criteria.json")
-    sizes = ", ".join(f"{size:.0%}" for size in about["profile"]["sizes"])
+def _zoo_row(table: pd.DataFrame, folder: Path, network: str) -> tuple[str, ...]:
+    about, place = read_json(folder / "fig8_criteria.json"), f"figures/{folder.name}"
     criteria, seeds = len(about["profile"]["criteria"]), len(about["seeds"])
+    cells = len(table[["level", "task"]].drop_duplicates())
     found = {name: comparison.against(table, *sides) for name, sides in comparison.SUMMARY.items()}
     whole, choice, _, widths = found.values()
-    cells = table[["level", "task"]].drop_duplicates()
     better, worse, tried = choice[["ahead", "behind", "cells"]].sum()
-    place = f"figures/{folder.name}"
-    lines = [
-        f"**[{network}]({place}/fig8_criteria.png)**: {criteria} criteria, {seeds} seeds, "
-        f"{len(cells)} cells (sizes {sizes}, by task). [Each criterion's count of cells]"
-        f"({place}/table4_criteria.csv).\n",
-        f"- *Fine-tuned, against random filters*: {_ahead_and_behind(whole)}.",
-        f"- *Re-trained, against uniform widths*: {_ahead_and_behind(widths)}.",
-        f"- *Widths, or filters?* Of {', '.join(choice.index)} the widths were kept and the "
-        f"filters drawn at random. The criterion's own filters are ahead in {better} of {tried} "
-        f"cells and behind in {worse}; in the others no difference is seen.",
-    ]
-    return "\n".join(lines)
+    return (
+        f"[{network}]({place}/fig8_criteria.png), {criteria} × {seeds} × {cells}, "
+        f"[counted]({place}/table4_criteria.csv)",
+        _ahead_and_behind(whole),
+        _ahead_and_behind(widths),
+        f"of {tried} cells, {better} ahead and {worse} behind ({', '.join(choice.index)})",
+    )
 
 
 def _ahead_and_behind(counts: pd.DataFrame) -> str:
     """Of criteria, by the cells in which each is told apart; the few of a kind are named."""
     ahead, behind = counts["ahead"] > 0, counts["behind"] > 0
     kinds = {
-        "ahead in some cells and behind in none": ahead & ~behind,
-        "behind in some and ahead in none": behind & ~ahead,
-        "ahead in some and behind in others": ahead & behind,
-        "never told apart": ~ahead & ~behind,
+        "ahead": ahead & ~behind,
+        "behind": behind & ~ahead,
+        "both": ahead & behind,
+        "neither": ~ahead & ~behind,
     }
     words = []
     for what, chosen in kinds.items():
         names = list(counts.index[chosen])
         few = f" ({', '.join(names)})" if len(names) <= NAMED else ""
-        words += [f"{len(names)} {'is' if len(names) == 1 else 'are'} {what}{few}"] if names else []
-    return "; ".join(words)
+        words += [f"{len(names)} {what}{few}"] if names else []
+    return ", ".join(words)
 
 
 def whole_claims_table(figures: Path) -> str:
@@ -268,7 +268,7 @@ def documents(figures: Path) -> dict[str, str]:
     parts = {
         "README.md": {
             "claims": claims_table(figures),
-            "zoo": zoo_paragraph(figures),
+            "zoo": zoo_table(figures),
             "notebooks": notebook_table(figures),
         },
         "docs/results.md": {
