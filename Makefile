@@ -121,7 +121,11 @@ readme: $(INSTALLED)  ## write the README's tables anew from figures (the target
 site: $(INSTALLED) $(SITE)  ## make notebooks, figures, criteria, how-to pages and reference into static pages, in _site/html
 	@PYTHONPATH=.venv/site $(BIN)/python docs/site/pages.py _site
 
-lab: $(INSTALLED)  ## open the repository in JupyterLab, at its notebooks, on this machine only
+# A notebook that is only looked at and run stays as it is committed.
+LAB_SETTINGS = .venv/share/jupyter/lab/settings
+lab: $(INSTALLED)  ## open the repository in JupyterLab, at its notebooks, on this machine only (they are saved when you save them)
+	@mkdir -p $(LAB_SETTINGS)
+	@echo '{"@jupyterlab/docmanager-extension:plugin": {"autosave": false}}' > $(LAB_SETTINGS)/overrides.json
 	$(BIN)/jupyter lab --ip=localhost --LabApp.default_url=/lab/tree/notebooks
 
 LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --quiet

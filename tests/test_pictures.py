@@ -68,7 +68,7 @@ def test_ribbons_are_as_thick_as_layers_have_filters():
             y = corners[corners[:, 0] == removal, 1]
             assert np.isclose(y.max() - y.min(), row[layer])
     words = [text.get_text() for text in axis.texts]
-    assert words == ["layer 0: 8", "5", "layer 1: 16", "7"]
+    assert words == ["layer 1: 8", "5", "layer 2: 16", "7"]
 
 
 def test_a_table_says_where_a_number_is_missing_and_is_the_same_each_time():

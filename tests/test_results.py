@@ -26,7 +26,7 @@ def test_the_documents_show_the_committed_results_and_every_notebook():
         assert (PROJECT / document).read_text() == text, f"{document}: run `make readme`"
     shown = readme.notebook_table(FIGURES.parent), readme.claims_table(FIGURES.parent)
     assert "nan" not in "".join(shown)
-    assert all(f"notebooks/{path.name} " in shown[0] for path in store.notebook_paths())
+    assert all(f"(notebooks/{path.name})" in shown[0] for path in store.notebook_paths())
     assert shown[1].count("\n| ") <= 8 + 1, "a reader has two minutes"
 
 

@@ -117,6 +117,7 @@ def film(
     wrong. Drawn for a page of any colour.
     """
     drawn = {name: task for name, task in tasks.items() if task.target.of_pixels}
+    reds = matplotlib.colormaps["Reds"].with_extremes(bad=GRAY)
     columns = {"true": images.targets, **predictions}
     each = 1 + with_errors
     across, down = len(columns) + 1, max(each * len(drawn), 1)
@@ -136,7 +137,7 @@ def film(
         below[2].set_ylabel(said, fontsize=8)
         for axis, of in zip(below[2:], predictions.values()):
             wrong = errors(of[name][i], images.targets[name][i], task)
-            axis.imshow(wrong, cmap="Reds", vmin=0, vmax=worst, interpolation="nearest")
+            axis.imshow(wrong, cmap=reds, vmin=0, vmax=worst, interpolation="nearest")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], frame_on=False)
     return figure
@@ -167,7 +168,7 @@ def show_errors(
     """The i-th test image by each network, as predictions, and where each is wrong below them.
 
     networks: {what it is: its weights}; the tasks are those that every one of them has. Dark
-    pixels are wrong, pixels without a target are empty.
+    pixels are wrong, pixels without a target are grey.
     """
     device = device_of(profile)
     models = {label: load_model(file).to(device) for label, file in networks.items()}
@@ -202,7 +203,7 @@ def show_survival(layers: pd.DataFrame) -> Figure:
         axis.fill_between(widths.index, bottom, top, color=colour, linewidth=0)
         for at, side, align in ((0, -0.6, "right"), (-1, 0.6, "left")):
             x, y = widths.index[at] + side, (top[at] + bottom[at]) / 2
-            number = f"layer {layer}: {left.iloc[at]}" if at == 0 else f"{left.iloc[at]}"
+            number = f"layer {layer + 1}: {left.iloc[at]}" if at == 0 else f"{left.iloc[at]}"
             axis.text(x, y, number, ha=align, va="center", fontsize=7)
         top = bottom - gap
     axis.set(xlabel="removals", yticks=[])
