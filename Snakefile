@@ -97,7 +97,7 @@ def needs(stage):
     seconds = plan.Seconds(EXPERIMENT, Path(FIGURES_FOLDER))
 
     def minutes(wildcards):
-        return plan.time_limit(seconds(RUNS[f"{stage}/{wildcards.name}"]))
+        return plan.time_limit(seconds, RUNS[f"{stage}/{wildcards.name}"])
 
     return {"runtime": minutes}
 

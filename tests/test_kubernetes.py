@@ -1,6 +1,7 @@
 """What a batch asks of Kubernetes, by servers on the loopback that are only pretended."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 
 from conftest import LAUNCH
 from mtprune_utils.files import PROJECT
+from mtprune_utils.run import cluster
 from mtprune_utils.run.cluster import Cluster
 
 PACKAGES = PROJECT / ".venv" / "kubernetes"  # see KUBERNETES in Makefile
@@ -173,8 +175,16 @@ def test_it_keeps_to_its_namespace_and_leaves_no_secret(asked):
     assert kinds.count(("POST", "secrets")) == kinds.count(("DELETE", "secrets")) == 1
 
 
-def test_the_profile_names_what_there_is_and_shares_no_files(tmp_path):
-    cluster = Cluster("kubernetes", tmp_path)
-    assert not cluster.shares_files and cluster.cancel() == 0
+def test_the_profile_names_what_there_is_and_shares_no_files(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="config.yaml: put your own in place of BUCKET, IMAGE"):
+        Cluster("kubernetes", tmp_path)
+    shutil.copytree(PROJECT / "cluster", tmp_path / "cluster")
+    path = tmp_path / "cluster/kubernetes/config.yaml"
+    path.write_text(path.read_text().replace("IMAGE", "mine").replace("BUCKET", "mine"))
+    monkeypatch.setattr(cluster, "PROJECT", tmp_path)
+    edited = Cluster("kubernetes", tmp_path)
+    assert not edited.shares_files and edited.cancel() == 0
+    path.write_text(path.read_text().replace("jobs: 100", "jobs: unlimited"))
+    assert (edited.most, Cluster("kubernetes", tmp_path).most) == (100, math.inf)
     with pytest.raises(ValueError, match="unknown cluster 'kubernets': did you mean"):
         Cluster("kubernets", tmp_path)

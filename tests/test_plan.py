@@ -145,9 +145,17 @@ def test_a_seed_is_finished_before_the_next_but_dense_networks_are_a_seed_ahead(
 
 
 def test_a_time_limit_leaves_room_and_is_long_where_nothing_is_known():
-    assert plan.time_limit(10) == plan.LEAST_MINUTES
-    assert plan.time_limit(3600) == 180
-    assert plan.time_limit(None) == plan.UNKNOWN_MINUTES
+    def limit(profile, seconds):
+        experiment = Experiment(get_profile(profile))
+        known = plan.Seconds(experiment)
+        run = experiment.dense(0)
+        work = plan.steps(run) * plan._step_macs(experiment)
+        known.rates = {(): (seconds - plan.STARTUP) / work}
+        return plan.time_limit(known, run)
+
+    assert limit("quick", 10) == plan.LEAST_MINUTES
+    assert limit("quick", 3599) == 180
+    assert limit("paper", 3600) == plan.UNKNOWN_MINUTES, "what quick took is no measure of it"
 
 
 def test_short_jobs_go_together_until_starting_them_costs_little():
@@ -164,12 +172,19 @@ def test_the_command_says_what_there_is_to_know_and_refuses_in_one_line():
         "quick-custom: 101 jobs",
         "figures/quick/timings.csv",
         "longest chain",
+        "CPU-hours",
         "GB",
         "first is the",
     ):
         assert words in said.stdout
     wrong = subprocess.run([*command, "--profile", "quik"], capture_output=True, text=True)
     assert wrong.returncode == 1 and wrong.stderr.count("\n") == 1
+
+
+def test_a_large_grid_is_stopped_first_by_being_read():
+    said = plan.report(quick(seeds=1429, **{"tuning.seed": 10**6, "controls.seeds": 0}))
+    assert "10008 jobs" in said and "first is reading the grid" in said
+    assert "first is the longest chain" in plan.report(quick())
 
 
 # --- what a cluster's jobs tell ---

@@ -5,7 +5,6 @@ know is added here: the jobs' common name, by which those of a driver that was k
 the queue is asked; how many short jobs go together.
 """
 
-import getpass
 import hashlib
 import math
 import os
@@ -25,6 +24,7 @@ from mtprune_utils.study.store import KEPT
 
 # A job of the queue shall take this long at least: starting one costs about ten.
 GROUP_SECONDS = 600
+CANCEL_SECONDS = 300  # within which jobs write their checkpoints and end
 POLL = 1.0  # seconds between looks into the folder of what jobs tell
 
 
@@ -46,6 +46,9 @@ class Cluster:
             self.executor = self.settings["executor"]
         except (yaml.YAMLError, TypeError, KeyError) as error:
             raise ValueError(f"{path} is no profile with an executor: {error}") from None
+        unedited = {"IMAGE", "BUCKET"} & {*re.findall(r"[A-Z]{4,}", str(self.settings))}
+        if unedited:
+            raise ValueError(f"{path}: put your own in place of {', '.join(sorted(unedited))}")
         # The same whenever the same batch is started, and of this batch alone.
         place = hashlib.sha256(str(self.runs).encode()).hexdigest()[:8]
         self.prefix = f"mtprune_{self.runs.name}_{place}"
@@ -98,12 +101,16 @@ class Cluster:
         jobs = self._queued()
         if jobs:
             _slurm("scancel", *jobs)
-        while self._queued():
+        since = time.monotonic()
+        while left := self._queued():
+            if time.monotonic() - since > CANCEL_SECONDS:
+                rest = f"SLURM does not end the jobs {', '.join(left)} of an earlier driver"
+                raise OSError(f"{rest}: see `squeue`, and start again when they are gone")
             time.sleep(POLL)
         return len(jobs)
 
     def _queued(self) -> list[str]:
-        lines = _slurm("squeue", "--user", getpass.getuser(), "--noheader", "--format", "%A %j")
+        lines = _slurm("squeue", "--me", "--noheader", "--format", "%A %j")
         rows = [line.split(" ", 1) for line in lines.splitlines()]
         return sorted({job for job, name in rows if name.startswith(f"{self.prefix}_")})
 

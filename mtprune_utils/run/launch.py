@@ -212,8 +212,8 @@ class Progress:
     def done(self, job: str, seconds: float) -> None:
         self.running.pop(job, None)  # it may be another attempt's word
         self.failed.pop(job, None)
-        self.finished += 1
         self.seconds[job] = self.took[job] = seconds
+        self.finished = len(self.took)  # once, though its group is tried again
         rows = [
             f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n"
             for name in self.jobs
@@ -553,7 +553,10 @@ def _stop(process: subprocess.Popen, elsewhere: cluster.Cluster | None) -> None:
     """End Snakemake and its jobs, which write their checkpoints."""
     if elsewhere:  # asked to end, it would wait for them
         os.killpg(process.pid, signal.SIGKILL)
-        elsewhere.cancel()
+        try:
+            elsewhere.cancel()
+        except OSError as error:
+            print(f"{error}: jobs may still be queued there", flush=True)
         return
     # Snakemake starts no more jobs, the runners end their kernels.
     os.killpg(process.pid, signal.SIGTERM)

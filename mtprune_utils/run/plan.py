@@ -25,6 +25,7 @@ from mtprune_utils.study import store
 from mtprune_utils.study.grid import Experiment, Run
 from mtprune_utils.study.phases import job_name, steps
 from mtprune_utils.study.profiles import get_profile
+from mtprune_utils.study.tables import recorded_origins
 
 STARTUP = 6.0  # seconds of a job in which it trains nothing: its kernel, the imports, the data
 # Seconds until the first job starts, and between two on one worker, of which no job knows.
@@ -103,6 +104,7 @@ class Seconds:
     """How long a run takes, by a measured batch. figures: the folder where its timings may lie."""
 
     def __init__(self, experiment: Experiment, figures: Path = PROJECT / "figures"):
+        self.experiment = experiment
         own = replace(experiment, profile=get_profile(experiment.profile.name))
         other = Experiment(get_profile(MEASURED))
         places = (figures, own), (PROJECT / "figures", own), (PROJECT / "figures", other)
@@ -114,6 +116,24 @@ class Seconds:
             if any(row["stage"] != "figure" for row in self.rows):
                 self.measured = measured
                 break
+
+    @property
+    def guessed(self) -> bool:
+        """Whether what was measured is another profile."""
+        return self.measured is None or self.measured.profile.name != self.experiment.profile.name
+
+    @property
+    def worker(self) -> str:
+        """What was measured to work: "CPU" or "GPU", or "worker" where nothing says which."""
+        if self.measured is None:
+            return "worker"
+        folder = self.file.parent.parent
+        try:
+            origins = recorded_origins(self.measured, folder).values()
+        except FileNotFoundError:  # times are there, tables are not
+            return "worker"
+        devices = {origin.get("device", "").split(" ")[0] for origin in origins}
+        return {"cpu": "CPU", "cuda": "GPU"}.get("".join(devices), "worker")
 
     @property
     def basis(self) -> str:
@@ -158,11 +178,12 @@ def _step_macs(experiment: Experiment) -> int:
     return profile.batch_size * complexity(network, (profile.crop, profile.crop))["macs"]
 
 
-def time_limit(seconds: float | None) -> int:
-    """In minutes, for a cluster's job that is thought to take so long."""
-    if seconds is None:
+def time_limit(seconds: Seconds, run: Run) -> int:
+    """In minutes, for a cluster's job; from another profile's times none is guessed."""
+    expected = None if seconds.guessed else seconds(run)
+    if expected is None:
         return UNKNOWN_MINUTES
-    return max(math.ceil(TIME_FACTOR * seconds / 60), LEAST_MINUTES)
+    return max(math.ceil(TIME_FACTOR * expected / 60), LEAST_MINUTES)
 
 
 def stage_seconds(experiment: Experiment, figures: Path) -> dict[str, float]:
@@ -282,15 +303,18 @@ def report(experiment: Experiment, workers: Sequence[int] = WORKERS) -> str:
     chain = longest_chain(jobs)
     least = sum(job.seconds for job in chain)
     lines = [f"{experiment.label}: {len(jobs)} jobs, {seconds.basis}"]
-    if seconds.measured.profile.name != experiment.profile.name:
+    if seconds.guessed:
         lines.append(
             "That is another profile: a guess, by the multiply-accumulates of its training steps."
         )
-    lines += ["", "stage     jobs   minutes each   hours"]
+    hours = f"{seconds.worker}-hours"
+    width = len(hours) + 2
+    lines += ["", f"stage     jobs   minutes each   {hours}"]
     for stage, found in by_stage.items():
         each = sum(found) / len(found) / 60
-        lines.append(f"{stage:8} {len(found):5} {each:14.1f} {sum(found) / 3600:7.1f}")
-    lines.append(f"{'all':8} {len(jobs):5} {total / len(jobs) / 60:14.1f} {total / 3600:7.1f}")
+        lines.append(f"{stage:8} {len(found):5} {each:14.1f} {sum(found) / 3600:{width}.1f}")
+    mean = total / len(jobs)
+    lines.append(f"{'all':8} {len(jobs):5} {mean / 60:14.1f} {total / 3600:{width}.1f}")
     driver = Driver.of_cluster(len(experiment.runs()))
     lines += ["", "workers   hours here   at work   hours on a cluster   at work"]
     for count in workers:
@@ -298,8 +322,12 @@ def report(experiment: Experiment, workers: Sequence[int] = WORKERS) -> str:
         here, there = ((wall / 3600, total / wall / count) for wall in walls)
         lines.append(f"{count:7} {here[0]:12.2f} {here[1]:9.0%} {there[0]:20.2f} {there[1]:9.0%}")
     enough = math.ceil(total / least)
-    carried = math.floor((total / len(jobs) + driver.each) / driver.submit)
-    first = "the longest chain" if enough <= carried else "the driver"
+    carried = math.floor((mean + driver.each) / driver.submit)
+    waiting = driver.each / (mean + driver.each)
+    if waiting > 0.5:
+        first = "reading the grid: workers do that for longer than what they are for"
+    else:
+        first = "the longest chain" if enough <= carried else "the driver"
     names = ", ".join(job.name for job in chain)
     graph = f"{driver.begin:.0f} s for the graph, {driver.submit:.3f} s to start a job"
     lines += [
@@ -308,7 +336,7 @@ def report(experiment: Experiment, workers: Sequence[int] = WORKERS) -> str:
         f"The longest chain takes {least / 3600:.2f} hours: {names}.",
         f"So more than {enough} workers gain little, whatever the queue.",
         f"One driver on a cluster ({graph}) keeps {carried} workers busy at most.",
-        f"A job there takes {driver.each:.0f} s before its notebook begins.",
+        f"A job there reads the grid for {driver.each:.0f} s first, {waiting:.0%} of all its time.",
         f"What stops scaling first is {first}.",
     ]
     return "\n".join(lines)
