@@ -21,7 +21,7 @@ def batch(tmp_path_factory):
         command = [*LAUNCH, "figures", "--profile", "smoke"]
         folders = ["--runs", str(place / "runs"), "--figures", str(place / "figures")]
         return subprocess.run(
-            [*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=900
+            [*command, *folders, *more], cwd=PROJECT, capture_output=True, text=True, timeout=1800
         )
 
     first = run()
