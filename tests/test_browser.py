@@ -99,7 +99,9 @@ def test_run_all_in_jupyterlab_shows_every_output(browser, lab):
     click(".lm-Menu-itemLabel", "Run All Cells")
     cells = ".jp-Notebook .jp-CodeCell"
     patient.until(
-        lambda _: browser.find_element(By.CSS_SELECTOR, f"{cells}:last-of-type .jp-RenderedImage")
+        lambda _: browser.find_elements(By.CSS_SELECTOR, cells)[-1].find_element(
+            By.CSS_SELECTOR, ".jp-RenderedImage"
+        )
     )
     tables = browser.find_elements(By.CSS_SELECTOR, f"{cells} .jp-RenderedHTMLCommon table")
     # not `text`: what lies below the window is not rendered, and has none
