@@ -23,6 +23,12 @@ def quick(**overrides):
     return Experiment(get_profile("quick", overrides))
 
 
+def timed(experiment, place, rows):
+    """Leave these rows where a batch of the experiment leaves its timings."""
+    (place / experiment.label).mkdir()
+    (place / experiment.label / "timings.csv").write_text(csv_text(rows))
+
+
 def measured(experiment):
     """The jobs of the measured batch of `quick`, with the seconds that each took."""
     seconds = {row["job"]: float(row["seconds"]) for row in read_table(QUICK)}
@@ -34,9 +40,7 @@ def test_the_hours_of_a_measured_batch_are_told_from_one_seed_within_a_quarter(t
     """From what the first seed took, all of it: work, and wall time on two workers."""
     experiment = quick()
     rows = [row for row in read_table(QUICK) if " seed 0 " in f"{row['job']} "]
-    place = tmp_path / experiment.label
-    place.mkdir()
-    (place / "timings.csv").write_text(csv_text(rows))
+    timed(experiment, tmp_path, rows)
     told = plan.jobs_of(experiment, plan.Seconds(experiment, tmp_path))
     was = measured(experiment)
     assert len(rows) < len(was) - 10 and [job.name for job in told] == [job.name for job in was]
@@ -59,20 +63,14 @@ def test_a_run_of_twice_the_steps_takes_twice_as_long_but_for_its_start():
 def test_a_batch_of_other_numbers_tells_nothing_of_this_one(tmp_path):
     """As `quick-custom` may be of any overrides: what `quick` took is scaled instead."""
     experiment = quick(batch_size=16)
-    rows = [{**row, "seconds": 1e4} for row in read_table(QUICK)]
-    place = tmp_path / experiment.label
-    place.mkdir()
-    (place / "timings.csv").write_text(csv_text(rows))
+    timed(experiment, tmp_path, [{**row, "seconds": 1e4} for row in read_table(QUICK)])
     run = experiment.dense(0)
     assert plan.Seconds(experiment, tmp_path)(run) == plan.Seconds(experiment)(run)
 
 
 def test_figures_alone_measure_nothing(tmp_path):
     experiment = quick()
-    rows = [row for row in read_table(QUICK) if row["stage"] == "figure"]
-    place = tmp_path / experiment.label
-    place.mkdir()
-    (place / "timings.csv").write_text(csv_text(rows))
+    timed(experiment, tmp_path, [row for row in read_table(QUICK) if row["stage"] == "figure"])
     assert plan.Seconds(experiment, tmp_path).file == QUICK
 
 

@@ -104,7 +104,7 @@ class Cluster:
         since = time.monotonic()
         while left := self._queued():
             if time.monotonic() - since > CANCEL_SECONDS:
-                rest = f"SLURM does not end the jobs {', '.join(left)} of an earlier driver"
+                rest = f"SLURM does not end the jobs {', '.join(left)}"
                 raise OSError(f"{rest}: see `squeue`, and start again when they are gone")
             time.sleep(POLL)
         return len(jobs)

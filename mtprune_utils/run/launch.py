@@ -163,7 +163,7 @@ class Progress:
         self.start = time.monotonic()
         self.jobs: list[str] = []  # every job of the profile, finished or not
         self.figures: list[str] = []
-        self.total = self.finished = 0
+        self.total = 0
         self.running: dict[str, Running] = {}
         self.failed: dict[str, dict] = {}
         self.attempts: dict[str, int] = {}
@@ -171,6 +171,11 @@ class Progress:
         self.seconds: dict[str, float] = {}  # of every job, also of earlier batches
         if self.timings.exists():
             self.seconds = {row["job"]: float(row["seconds"]) for row in read_table(self.timings)}
+
+    @property
+    def finished(self) -> int:
+        """How many jobs are done; each counts once, though its group is tried again."""
+        return len(self.took)
 
     def read(self, line: str) -> None:
         """Take in a line of Snakemake's: an event of ours, or a row of its table of jobs to run."""
@@ -213,7 +218,6 @@ class Progress:
         self.running.pop(job, None)  # it may be another attempt's word
         self.failed.pop(job, None)
         self.seconds[job] = self.took[job] = seconds
-        self.finished = len(self.took)  # once, though its group is tried again
         rows = [
             f"{name.split()[0]},{name},{self.seconds[name]:.1f}\n"
             for name in self.jobs
